@@ -1,0 +1,47 @@
+"""NumPy: the built-in reference backend, with hand-written derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from gradaudit.arrays import NamedArrays
+from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.numpy.model import NumpyModel, environment
+from gradaudit.backends.numpy.recurrent import NumpyNetwork
+from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+
+__all__ = ["NumpyBackend", "NumpyModel", "NumpyNetwork", "backend"]
+
+
+@final
+class NumpyBackend:
+    """The `gradaudit.protocols.Backend` of NumPy."""
+
+    name = "numpy"
+
+    def environment(self) -> Mapping[str, str]:
+        """NumPy's version."""
+        return environment()
+
+    def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> NumpyModel:
+        """A model over a loss; pass ``gradient=`` as well, see `NumpyModel`."""
+        return NumpyModel(function, parameters, **options)
+
+    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
+        """A dense layer on all N*T vectors as one batch."""
+        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
+        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
+
+    def recurrent_model(
+        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
+    ) -> NetworkModel:
+        """The Elman layer, truncated."""
+        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
+
+    def network(self, problem: Problem) -> NumpyNetwork:
+        """The network of a problem."""
+        return NumpyNetwork(problem)
+
+
+backend = NumpyBackend()

@@ -1,0 +1,169 @@
+"""What the auditor asks of a model: one small protocol that everybody implements, and optional capabilities.
+
+A model is *pure*: for the same parameters it gives the same loss and leaves its arguments alone. Arrays at this border
+are NumPy arrays in the model's own dtype. A capability that a model has in general but not in this instance answers
+None (for example ``twin()`` of a model that is float64 already).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
+from gradaudit.direction import Point
+from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation
+
+__all__ = [
+    "Backend",
+    "FrameworkModel",
+    "Model",
+    "Network",
+    "SupportsAlong",
+    "SupportsEnvironment",
+    "SupportsFrozen",
+    "SupportsJvp",
+    "SupportsSizes",
+    "SupportsState",
+    "SupportsSteps",
+    "SupportsTruncation",
+    "SupportsTwin",
+]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A scalar loss over named parameters, its data fixed."""
+
+    def parameters(self) -> NamedArrays:
+        """The base point: name to array, names as the framework prints them."""
+
+    def loss(self, parameters: NamedArrays) -> Scalar:
+        """The loss, a NumPy scalar in the loss's own dtype."""
+
+    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
+        """The loss and its analytic gradient; a missing gradient is None, never zeros."""
+
+
+@runtime_checkable
+class SupportsAlong(Protocol):
+    """Many losses at once: a batch axis, vmap, in place."""
+
+    @property
+    def point_bytes(self) -> int:
+        """Working memory that one more point takes, in bytes."""
+
+    def along(self, points: Sequence[Point]) -> Array:
+        """The losses at K points, (K,), in the loss's dtype."""
+
+
+@runtime_checkable
+class SupportsJvp(Protocol):
+    """Forward-mode differentiation."""
+
+    def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
+        """``<d loss/d p, tangents>``; under a truncation, of the truncated gradient."""
+
+
+@runtime_checkable
+class SupportsSteps(Protocol):
+    """A loss that is a sum over time steps."""
+
+    def step_losses(self, parameters: NamedArrays) -> Array:
+        """What each step adds to the loss, (T,); their sum is the loss."""
+
+
+@runtime_checkable
+class SupportsTruncation(Protocol):
+    """A recurrent model that knows how its backward pass is truncated."""
+
+    @property
+    def truncation(self) -> Truncation:
+        """The truncation as declared."""
+
+    def with_truncation(self, truncation: Truncation) -> Model:
+        """The same loss with another truncation."""
+
+
+@runtime_checkable
+class SupportsFrozen(Protocol):
+    """Cut values can be held at the base point."""
+
+    def frozen(self) -> Model | None:
+        """The same loss at the base point, whose ordinary derivative is the cut gradient; None: nothing is cut."""
+
+
+@runtime_checkable
+class SupportsTwin(Protocol):
+    """The same loss in float64."""
+
+    def twin(self) -> Model | None:
+        """A float64 model over the same parameters; None: this one is float64 already."""
+
+
+@runtime_checkable
+class SupportsSizes(Protocol):
+    """The model's own sizes, by which a constant factor can be named."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """For example ``{"sequences": 10, "steps": 10000}``."""
+
+
+@runtime_checkable
+class SupportsState(Protocol):
+    """A framework's state around an audit."""
+
+    def preserved(self) -> AbstractContextManager[None]:
+        """Leave the framework's global state as it was, also after an exception."""
+
+
+@runtime_checkable
+class SupportsEnvironment(Protocol):
+    """Which framework computes, in which version."""
+
+    def environment(self) -> Mapping[str, str]:
+        """For example ``{"backend": "torch", "torch": "2.13.0"}``."""
+
+
+class FrameworkModel(Model, SupportsAlong, SupportsJvp, SupportsState, SupportsEnvironment, Protocol):
+    """What every backend's own `Model` over a function can do."""
+
+
+class Network(Protocol):
+    """What a backend builds from a `Problem`; `gradaudit.backends.network.NetworkModel` makes a full model of it."""
+
+    @property
+    def model(self) -> FrameworkModel:
+        """The network's loss over its weights."""
+
+    def step_losses(self, parameters: NamedArrays) -> Array:
+        """(T,), in the network's dtype; their sum is the loss."""
+
+    def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
+        """The hidden state (N, H) after the first ``n_steps`` steps; after 0 steps the initial state."""
+
+
+class Backend(Protocol):
+    """One framework: the same names in every folder of `gradaudit.backends`."""
+
+    @property
+    def name(self) -> str:
+        """numpy, torch, jax or tensorflow."""
+
+    def environment(self) -> Mapping[str, str]:
+        """The framework's versions."""
+
+    def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> Model:
+        """A model over a pure function of named tensors."""
+
+    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> Model:
+        """A dense layer on all N*T vectors as one batch."""
+
+    def recurrent_model(
+        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation
+    ) -> Model:
+        """The Elman layer, truncated."""
+
+    def network(self, problem: Problem) -> Network:
+        """The network of a problem."""
