@@ -1,0 +1,105 @@
+"""Which backends there are, which are installed, and how to get one. No framework is imported before it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from typing import cast
+
+from gradaudit.errors import BackendNotInstalledError, BackendVersionError, UnknownBackendError
+from gradaudit.protocols import Backend
+
+__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "names"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSpec:
+    """One row of the table of backends.
+
+    Attributes:
+        name: its folder in `gradaudit.backends`, its extra and its tox environment.
+        package: the framework's import name.
+        distributions: the installed distributions that provide it, first found first.
+        minimum: the oldest version supported, as the extra in pyproject.toml says.
+    """
+
+    name: str
+    package: str
+    distributions: tuple[str, ...]
+    minimum: tuple[int, ...]
+
+
+#: Keep aligned with the extras in pyproject.toml; a test compares them.
+BACKENDS: tuple[BackendSpec, ...] = (
+    BackendSpec(name="numpy", package="numpy", distributions=("numpy",), minimum=(1, 26)),
+    BackendSpec(name="torch", package="torch", distributions=("torch",), minimum=(2, 6)),
+    BackendSpec(name="jax", package="jax", distributions=("jax",), minimum=(0, 8)),
+    BackendSpec(
+        name="tensorflow",
+        package="tensorflow",
+        distributions=("tensorflow", "tensorflow-cpu", "tensorflow-macos"),
+        minimum=(2, 16),
+    ),
+)
+
+
+def names() -> tuple[str, ...]:
+    """All known backends, NumPy first."""
+    return tuple(spec.name for spec in BACKENDS)
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a backend's framework, without importing it; None where it is absent.
+
+    Raises:
+        UnknownBackendError: no such backend.
+    """
+    spec = _spec(name)
+    if find_spec(spec.package) is None:
+        return None
+    for distribution in spec.distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def get(name: str) -> Backend:
+    """The backend of that name, its framework imported now.
+
+    Raises:
+        UnknownBackendError: no such backend.
+        BackendNotInstalledError: its framework is not installed.
+        BackendVersionError: its framework is older than the extra asks for.
+    """
+    spec = _spec(name)
+    version = installed_version(name)
+    install = f"pip install 'gradaudit[{spec.name}]'"
+    if version is None:
+        msg = f"the backend {name!r} needs {spec.distributions[0]}, which is not installed"
+        raise BackendNotInstalledError(msg, hint=install)
+    if _numbers(version) < spec.minimum:
+        wanted = ".".join(map(str, spec.minimum))
+        msg = f"the backend {name!r} needs {spec.package} {wanted} or newer, but {version} is installed"
+        raise BackendVersionError(msg, hint=f"pip install --upgrade '{spec.distributions[0]}>={wanted}'")
+    return cast("Backend", import_module(f"gradaudit.backends.{name}").backend)
+
+
+def _spec(name: str) -> BackendSpec:
+    for spec in BACKENDS:
+        if spec.name == name:
+            return spec
+    msg = f"unknown backend {name!r}"
+    raise UnknownBackendError(msg, hint=f"one of {', '.join(names())}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    numbers = []
+    for part in version.split("."):
+        digits = "".join(c for c in part if c.isdigit())
+        if not part[:1].isdigit():
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
