@@ -71,8 +71,8 @@ class NetworkModel:
         return self._problem.truncation
 
     def with_truncation(self, truncation: Truncation) -> NetworkModel:
-        """The same loss with another truncation."""
-        return NetworkModel(replace(self._problem, truncation=truncation), self._build)
+        """The same loss with another truncation, nothing held."""
+        return NetworkModel(replace(self._problem, truncation=truncation, held=None), self._build)
 
     def frozen(self) -> NetworkModel | None:
         """The last T - c steps from the state held after step c, the earlier losses held too; None if c = 0."""
