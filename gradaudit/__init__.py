@@ -1,1 +1,61 @@
+"""gradaudit audits gradients in any framework: are they right, how far off, where, how sure are we, and why?
+
+Importing it imports NumPy and nothing else; names are loaded on first use (PEP 562).
+"""
+
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradaudit.api import assert_gradients_agree, audit, audit_all
+    from gradaudit.compare import Verdict
+    from gradaudit.errors import GradauditError, GradientMismatchError
+    from gradaudit.options import AuditOptions
+    from gradaudit.protocols import Model
+    from gradaudit.recurrent import RecurrentSpec, Truncation, chunks, none, tail, window
+    from gradaudit.report import AuditReport, Finding, load_report
+
+__all__ = [
+    "AuditOptions",
+    "AuditReport",
+    "Finding",
+    "GradauditError",
+    "GradientMismatchError",
+    "Model",
+    "RecurrentSpec",
+    "Truncation",
+    "Verdict",
+    "assert_gradients_agree",
+    "audit",
+    "audit_all",
+    "chunks",
+    "load_report",
+    "none",
+    "tail",
+    "window",
+]
+
+_HOMES = {
+    "api": ("assert_gradients_agree", "audit", "audit_all"),
+    "compare": ("Verdict",),
+    "errors": ("GradauditError", "GradientMismatchError"),
+    "options": ("AuditOptions",),
+    "protocols": ("Model",),
+    "recurrent": ("RecurrentSpec", "Truncation", "chunks", "none", "tail", "window"),
+    "report": ("AuditReport", "Finding", "load_report"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        msg = f"module 'gradaudit' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"gradaudit.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -57,6 +57,17 @@ class Direction:
         """||g * v||_2 (entrywise product): the size that <g, v> has when nothing cancels by chance."""
         return float(np.sqrt(sum((p * p).sum() for p in self._products(gradients))))
 
+    def reach(self, gradients: Gradients) -> float:
+        """The size that rounding of g is relative to: `norm`, for one entry that of its whole tensor.
+
+        An entry is a sum that cancels; what rounds are its terms, and those are as large as its neighbours' are.
+        """
+        if self.entry is None:
+            return self.norm(gradients)
+        (name, scale), *_ = self.scales.items()
+        gradient = gradients.get(name)
+        return 0.0 if gradient is None else float(scale * np.linalg.norm(np.asarray(gradient, np.float64)))
+
     def _products(self, gradients: Gradients) -> list[Array]:
         products = []
         for name, gradient in gradients.items():

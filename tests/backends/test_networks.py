@@ -28,9 +28,7 @@ T = 7
 
 
 def case(activation="tanh", outputs="all", *, dtype="float64", learn=True, n_steps=T, seed=0):
-    spec = RecurrentSpec(
-        n_features=3, n_classes=4, activation=activation, learn_initial_state=learn, outputs=outputs
-    )
+    spec = RecurrentSpec(n_features=3, n_classes=4, activation=activation, learn_initial_state=learn, outputs=outputs)
     rng = np.random.default_rng(seed)
     weights = {name: (0.7 * rng.standard_normal(shape)).astype(dtype) for name, shape in spec.shapes().items()}
     return spec, weights, random_sequences(spec, n_sequences=3, n_steps=n_steps, seed=seed, dtype=dtype)
@@ -46,7 +44,9 @@ def assert_close(actual, expected, tolerance):
         assert difference <= tolerance * np.abs(wanted).max(), f"{name}: {difference} off, {np.abs(wanted).max()} large"
 
 
-@pytest.mark.parametrize("bad", [{"W": None}, {"W": np.ones((2, 1))}, {"W": np.full((2,), np.nan)}, {}, {"W": np.ones(2) * 1.1}])
+@pytest.mark.parametrize(
+    "bad", [{"W": None}, {"W": np.ones((2, 1))}, {"W": np.full((2,), np.nan)}, {}, {"W": np.ones(2) * 1.1}]
+)
 def test_the_comparison_raises(bad):
     with pytest.raises(AssertionError):
         assert_close(bad, {"W": np.ones(2)}, 1e-3)
@@ -165,7 +165,10 @@ def test_every_backend_is_the_reference(backend, dtype):
     for mine, theirs in (
         (backend.dense_model(spec, weights, data), reference.dense_model(spec, weights, data)),
         (backend.recurrent_model(spec, weights, data, none()), reference.recurrent_model(spec, weights, data, none())),
-        (backend.recurrent_model(spec, weights, data, tail(9)), reference.recurrent_model(spec, weights, data, tail(9))),
+        (
+            backend.recurrent_model(spec, weights, data, tail(9)),
+            reference.recurrent_model(spec, weights, data, tail(9)),
+        ),
     ):
         loss, gradients = mine.value_and_grad(mine.parameters())
         expected_loss, expected = theirs.value_and_grad(theirs.parameters())

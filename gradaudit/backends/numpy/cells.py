@@ -14,16 +14,26 @@ import numpy as np
 from gradaudit.arrays import Array, NamedArrays
 from gradaudit.recurrent import Activation
 
-__all__ = ["activate", "back", "cross_entropy", "cross_entropy_gradient", "dense", "jacobian_product", "run", "tangent"]
+__all__ = [
+    "BLOCK",
+    "activate",
+    "back",
+    "cross_entropy",
+    "cross_entropy_gradient",
+    "dense",
+    "jacobian_product",
+    "run",
+    "tangent",
+]
 
 #: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
-_BLOCK = 256
+BLOCK = 256
 #: Below this many classes a BLAS call per parameter copy costs more than the product itself.
 _SMALL = 8
 
 
 def activate(a: Array, activation: Activation) -> Array:
-    """h = activation(a), in place; softmax over the classes, axis -2."""
+    """H = activation(a), in place; softmax over the classes, axis -2."""
     if activation == "tanh":
         np.tanh(a, out=a)
     elif activation == "relu":
@@ -51,9 +61,10 @@ def jacobian_product(h: Array, v: Array, activation: Activation) -> Array:
     return v
 
 
-def dense(parameters: NamedArrays, inputs: Array, activation: Activation) -> Array:
-    """activation(x @ W + b) of inputs (T, N, D) with parameters (K, ...), as one batch: (T, K, H, N)."""
-    return activate(_input_product(parameters, inputs), activation)
+def dense(parameters: NamedArrays, inputs: Array, activation: Activation) -> Iterator[tuple[slice, Array]]:
+    """activation(x @ W + b) of inputs (T, N, D) with parameters (K, ...), as blocks (B, K, H, N) of one batch."""
+    for steps in _blocks(len(inputs)):
+        yield steps, activate(_input_product(parameters, inputs[steps]), activation)
 
 
 def run(parameters: NamedArrays, inputs: Array, state: Array, activation: Activation) -> Iterator[tuple[slice, Array]]:
@@ -61,13 +72,16 @@ def run(parameters: NamedArrays, inputs: Array, state: Array, activation: Activa
     recurrent = parameters["R"]
     small = recurrent.shape[-1] <= _SMALL
     transposed = np.ascontiguousarray(recurrent.swapaxes(-1, -2))
-    for start in range(0, len(inputs), _BLOCK):
-        steps = slice(start, min(start + _BLOCK, len(inputs)))
+    for steps in _blocks(len(inputs)):
         states = _input_product(parameters, inputs[steps])
         for a in states:
             a += np.einsum("khj,khn->kjn", recurrent, state) if small else transposed @ state
             state = activate(a, activation)
         yield steps, states
+
+
+def _blocks(n_steps: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, n_steps)) for start in range(0, n_steps, BLOCK))
 
 
 def _input_product(parameters: NamedArrays, inputs: Array) -> Array:
@@ -89,7 +103,7 @@ def cross_entropy(outputs: Array, labels: Array, activation: Activation) -> Arra
 
 
 def cross_entropy_gradient(outputs: Array, labels: Array, activation: Activation) -> Array:
-    """d cross-entropy / d outputs, (T, H, N), of outputs (T, H, N) with labels (T, N)."""
+    """D cross-entropy / d outputs, (T, H, N), of outputs (T, H, N) with labels (T, N)."""
     index = labels[:, None, :]
     if activation == "softmax":
         gradient = np.zeros_like(outputs)

@@ -31,7 +31,7 @@ class NumpyNetwork:
         self._labels = problem.labels()
         self._loss_weights = problem.loss_weights()
         self._first = problem.n_cut if problem.held is not None else 0
-        block = min(problem.n_steps, 256) * problem.n_sequences * self._spec.n_classes
+        block = min(problem.n_steps, cells.BLOCK) * problem.n_sequences * self._spec.n_classes
         self.model = NumpyModel(
             self._loss,
             problem.weights,
@@ -64,7 +64,7 @@ class NumpyNetwork:
     def _blocks(self, stacked: NamedArrays) -> Iterator[tuple[slice, Array]]:
         inputs, activation = self._inputs[self._first :], self._spec.activation
         if self._problem.feed_forward:
-            yield slice(0, len(inputs)), cells.dense(stacked, inputs, activation)
+            yield from cells.dense(stacked, inputs, activation)
         else:
             yield from cells.run(stacked, inputs, self._initial_state(stacked), activation)
 
@@ -129,7 +129,8 @@ class NumpyNetwork:
         states, before = self._states(parameters)
         inputs = self._inputs[self._problem.n_cut :]
         if self._problem.feed_forward:
-            moved = cells.dense({n: t[None] for n, t in tangents.items()}, inputs, "identity")[:, 0]
+            sources = cells.dense({n: t[None] for n, t in tangents.items()}, inputs, "identity")
+            moved = np.concatenate([block[:, 0] for _, block in sources])
             dots = cells.jacobian_product(states, moved, self._spec.activation)
         else:
             live = {n: t for n, t in tangents.items() if n != "h0" or self._problem.n_cut == 0}

@@ -1,0 +1,71 @@
+"""Several models that should be the same: one table, each audited, losses and gradients compared with the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gradaudit.arrays import Gradients, global_norm
+from gradaudit.auditor import Progress, audit_each
+from gradaudit.compare import worst
+from gradaudit.errors import OptionError
+from gradaudit.options import AuditOptions
+from gradaudit.protocols import Model
+from gradaudit.report import AuditReport, Port
+
+__all__ = ["audit_all"]
+
+
+def audit_all(
+    models: Mapping[str, Model], options: AuditOptions, *, target: str, progress: Progress | None = None
+) -> AuditReport:
+    """Audit each model with the same directions and compare them with the first.
+
+    Raises:
+        OptionError: no models.
+    """
+    if not models:
+        msg = "there are no models to audit"
+        raise OptionError(msg, where="audit_all()", hint='audit_all({"torch": a, "jax": b})')
+    parts = audit_each(models, options, progress=progress)
+    computed = {name: model.value_and_grad(model.parameters()) for name, model in models.items()}
+    first_loss, first = next(iter(computed.values()))
+    ports = tuple(
+        Port(
+            name=name,
+            loss=float(loss),
+            loss_difference=_relative(float(loss) - float(first_loss), abs(float(first_loss))),
+            gradient_difference=_difference(gradients, first),
+        )
+        for name, (loss, gradients) in computed.items()
+    )
+    return AuditReport(
+        verdict=worst(part.verdict for part in parts),
+        target=target,
+        parts=parts,
+        ports=ports,
+        evaluations=sum(part.evaluations for part in parts),
+        gradients=sum(part.gradients for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        options=options,
+        complete=all(part.complete for part in parts),
+    )
+
+
+def _difference(gradients: Gradients, first: Gradients) -> float:
+    """The largest difference of a tensor, relative to its norm in the first model; NaN where they cannot be compared."""
+    if {n: np.shape(g) for n, g in gradients.items()} != {n: np.shape(g) for n, g in first.items()}:
+        return float("nan")
+    differences = [
+        _relative(global_norm({n: _minus(g, first[n])}), global_norm({n: first[n]})) for n, g in gradients.items()
+    ]
+    return max(differences, default=0.0)
+
+
+def _minus(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    return None if one is None or other is None else one.astype(np.float64) - other
+
+
+def _relative(difference: float, size: float) -> float:
+    return 0.0 if difference == 0 else abs(difference) / size if size > 0 else float("inf")

@@ -1,0 +1,196 @@
+"""One audit: preserve, baseline, measure, explain, report."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+
+import numpy as np
+
+from gradaudit.arrays import Array, ParameterSpec
+from gradaudit.compare import Comparison, Verdict, worst
+from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
+from gradaudit.diagnose.explain import explain
+from gradaudit.errors import ModelContractError
+from gradaudit.measure.baseline import Baseline, baseline
+from gradaudit.measure.measurement import Measurement, measure
+from gradaudit.measure.sources import choose
+from gradaudit.numeric.budget import Budget
+from gradaudit.options import AuditOptions
+from gradaudit.protocols import Model, SupportsEnvironment, SupportsFrozen, SupportsState, SupportsTruncation
+from gradaudit.report import AuditReport, Entries, ParameterResult
+
+__all__ = ["audit", "audit_each"]
+
+Progress = Callable[[int], None]
+
+
+def audit(model: Model, options: AuditOptions, *, target: str, progress: Progress | None = None) -> AuditReport:
+    """Audit one model.
+
+    Args:
+        model: implements the `gradaudit.protocols.Model` protocol.
+        options: validated.
+        target: how the report names the model.
+        progress: called with the number of forward passes so far.
+
+    Raises:
+        ModelContractError: the model breaks its contract.
+        NonFiniteLossError: the loss is not finite at the base point.
+        OptionError: the parameter selection matches nothing.
+    """
+    if not isinstance(model, Model):
+        msg = f"cannot audit a {type(model).__name__}: it has no parameters(), loss() and value_and_grad()"
+        hint = "wrap a function: gradaudit.backends.registry.get('torch').function_model(function, parameters)"
+        raise ModelContractError(msg, where="audit()", hint=hint)
+    started = time.perf_counter()
+    budget = Budget(options.max_evaluations, progress)
+    with _preserved(model):
+        evidence = _collect(model, options, budget)
+        judged = _judged(evidence)
+        findings = explain(evidence)
+    return AuditReport(
+        verdict=_verdict(evidence, judged),
+        target=target,
+        judged="frozen" if judged is not None and judged is evidence.frozen else "loss",
+        loss=float(evidence.baseline.loss),
+        dtype=str(evidence.baseline.loss.dtype),
+        source=judged.source.name if judged is not None else "none taken",
+        parameters=_parameters(evidence.baseline, judged),
+        findings=findings,
+        evaluations=budget.evaluations,
+        gradients=budget.spent["gradient"],
+        seconds=time.perf_counter() - started,
+        environment=_environment(model),
+        options=options,
+        complete=judged is None or judged.complete,
+    )
+
+
+def audit_each(
+    models: Mapping[str, Model], options: AuditOptions, *, progress: Progress | None = None
+) -> tuple[AuditReport, ...]:
+    """Audit several models with the same directions."""
+    done = 0
+    reports = []
+    for name, model in models.items():
+        counted = None if progress is None else lambda n, done=done: progress(done + n)
+        reports.append(audit(model, options, target=name, progress=counted))
+        done += reports[-1].evaluations
+    return tuple(reports)
+
+
+@contextmanager
+def _preserved(model: Model) -> Iterator[None]:
+    """Random generators and the framework's state are as before, also after an exception."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002  # the user's legacy generator
+    try:
+        with model.preserved() if isinstance(model, SupportsState) else nullcontext():
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
+    base = baseline(model, options, budget)
+    total = frozen = None
+    if base.repeatable:
+        # values that overflow at far points are data, not something to warn the user of
+        with np.errstate(all="ignore"):
+            total = measure(choose(model, base.loss, budget), base.gradients, options, budget)
+            held = model.frozen() if isinstance(model, SupportsFrozen) else None
+            if held is not None and total.verdict is not Verdict.AGREE:
+                frozen = measure(choose(held, base.loss, budget), base.gradients, options, budget)
+    return Evidence(model=model, options=options, baseline=base, total=total, frozen=frozen, budget=budget)
+
+
+def _judged(evidence: Evidence) -> Measurement | None:
+    """The frozen loss where the user accepts the truncation that the model declares, otherwise the loss."""
+    accepted = evidence.options.truncation
+    model = evidence.model
+    declared = isinstance(model, SupportsTruncation) and accepted is not None and model.truncation == accepted
+    return evidence.frozen if declared and evidence.frozen is not None else evidence.total
+
+
+def _verdict(evidence: Evidence, judged: Measurement | None) -> Verdict:
+    if judged is None:
+        return Verdict.INCONCLUSIVE
+    repeats = evidence.baseline.gradient_repeatable
+    return worst([judged.verdict, Verdict.AGREE if repeats else Verdict.INCONCLUSIVE])
+
+
+def _environment(model: Model) -> dict[str, str]:
+    own = dict(model.environment()) if isinstance(model, SupportsEnvironment) else {}
+    python = ".".join(map(str, sys.version_info[:3]))
+    return own | {"gradaudit": version("gradaudit"), "numpy": np.__version__, "python": python}
+
+
+def _parameters(base: Baseline, judged: Measurement | None) -> tuple[ParameterResult, ...]:
+    results = [_parameter(spec, base.gradients[spec.name], judged) for spec in base.specs]
+    severity = list(Verdict)
+    return tuple(sorted(results, key=lambda p: (-severity.index(p.verdict), -_sortable(p.relative_error))))
+
+
+def _sortable(value: float) -> float:
+    return value if np.isfinite(value) else float("inf")
+
+
+def _parameter(spec: ParameterSpec, gradient: Array | None, judged: Measurement | None) -> ParameterResult:
+    norm = 0.0 if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))
+    missing = gradient is None
+    directions = judged.of(spec.name) if judged is not None else []
+    if judged is None or not directions:
+        return ParameterResult(
+            name=spec.name,
+            shape=spec.shape,
+            dtype=spec.dtype,
+            verdict=Verdict.INCONCLUSIVE,
+            analytic_size=norm,
+            numeric_size=float("nan"),
+            relative_error=float("nan"),
+            ratio=float("nan"),
+            resolution=float("inf"),
+            missing=missing,
+        )
+    entries = _entries(spec, judged.of(spec.name, entries=True))
+    if entries is not None:
+        analytic, numeric = np.array(entries.analytic), np.array(entries.numeric)
+        sizes = norm, float(np.linalg.norm(numeric))
+        error, largest = float(np.linalg.norm(analytic - numeric)), max(sizes)
+        relative = error / largest if largest > 0 else 0.0
+    else:
+        last = max(directions, key=lambda c: c.relative_error)
+        sizes, relative = (abs(last.analytic), abs(last.numeric)), last.relative_error
+    return ParameterResult(
+        name=spec.name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        verdict=judged.verdicts[spec.name],
+        analytic_size=sizes[0],
+        numeric_size=sizes[1],
+        relative_error=relative,
+        ratio=least_squares_ratio(directions + judged.of(spec.name, entries=True)),
+        resolution=min(c.resolution for c in directions),
+        missing=missing,
+        entries=entries,
+    )
+
+
+def _entries(spec: ParameterSpec, comparisons: list[Comparison]) -> Entries | None:
+    by_index = {c.direction.entry: c for c in comparisons}  # a full estimate comes later and replaces the first look
+    if len(by_index) < spec.size:
+        return None
+    ordered = [by_index[index] for index in np.ndindex(spec.shape)]
+    lengths = [float(next(iter(c.direction.scales.values()))) for c in ordered]  # type: ignore[arg-type]  # one number
+    pairs = list(zip(ordered, lengths, strict=True))
+    return Entries(
+        analytic=tuple(c.analytic / length for c, length in pairs),
+        numeric=tuple(c.numeric / length for c, length in pairs),
+        bound=tuple(c.bound / length for c, length in pairs),
+        verdict=tuple(c.verdict for c in ordered),
+    )

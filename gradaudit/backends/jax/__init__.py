@@ -1,0 +1,47 @@
+"""JAX: derivatives by tracing, many points by vmap, everything compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from gradaudit.arrays import NamedArrays
+from gradaudit.backends.jax.model import JaxModel, environment
+from gradaudit.backends.jax.recurrent import JaxNetwork
+from gradaudit.backends.network import NetworkModel
+from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+
+__all__ = ["JaxBackend", "JaxModel", "JaxNetwork", "backend"]
+
+
+@final
+class JaxBackend:
+    """The `gradaudit.protocols.Backend` of JAX."""
+
+    name = "jax"
+
+    def environment(self) -> Mapping[str, str]:
+        """The versions of JAX and jaxlib, and the platform."""
+        return environment()
+
+    def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> JaxModel:
+        """A model over a pure function of a dict of arrays; for the options see `JaxModel`."""
+        return JaxModel(function, parameters, **options)
+
+    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
+        """A dense layer on all N*T vectors as one batch."""
+        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
+        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
+
+    def recurrent_model(
+        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
+    ) -> NetworkModel:
+        """The Elman layer, truncated."""
+        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
+
+    def network(self, problem: Problem) -> JaxNetwork:
+        """The network of a problem."""
+        return JaxNetwork(problem)
+
+
+backend = JaxBackend()

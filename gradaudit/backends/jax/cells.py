@@ -1,0 +1,120 @@
+"""The dense and the recurrent layer in JAX, pure functions of one network; vmap makes them many.
+
+Layout: time first, (T, N, H). Time is walked by a scan over blocks of steps: memory does not grow with T where only
+the loss is wanted, and float32 sums over steps, forward and backward, are sums of short sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from gradaudit.recurrent import Activation
+
+__all__ = ["Layer", "Reduce", "Steps", "Weights", "keep", "total", "walk"]
+
+Weights: TypeAlias = dict[str, jax.Array]
+#: What is kept of the losses (B,) of a block of steps: `keep` or `total`.
+Reduce: TypeAlias = Callable[[jax.Array], jax.Array]
+
+#: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
+_BLOCK = 256
+_ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "identity": lambda a: a,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "softmax": jax.nn.softmax,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """What the compiled programs depend on besides shapes; equal layers share them."""
+
+    activation: Activation
+    feed_forward: bool
+
+
+class Steps(NamedTuple):
+    """Consecutive time steps: inputs (T, N, D), labels (T, N) int32, and what a cross-entropy weighs, (T,)."""
+
+    inputs: jax.Array
+    labels: jax.Array
+    loss_weights: jax.Array
+
+    def part(self, steps: slice) -> Steps:
+        """Some of the steps."""
+        return Steps(*(array[steps] for array in self))
+
+
+def keep(losses: jax.Array) -> jax.Array:
+    """All the losses, (n,) as they are."""
+    return losses
+
+
+def total(losses: jax.Array) -> jax.Array:
+    """Their sum, (1,), added in pairs: the rounding error grows with log n. XLA adds one after the other on a CPU."""
+    while (n := losses.shape[0]) > 1:
+        half = n // 2
+        losses = jnp.concatenate([losses[:half] + losses[half : 2 * half], losses[2 * half :]])
+    return losses
+
+
+def walk(layer: Layer, weights: Weights, state: jax.Array, steps: Steps, reduce: Reduce) -> tuple[jax.Array, jax.Array]:
+    """Run the steps from a state (N, H): the state after them, and what ``reduce`` keeps of each block, joined."""
+
+    def block(state: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
+        outputs = _outputs(layer, weights, state, steps.inputs)
+        return outputs[-1], reduce(_losses(layer, outputs, steps))
+
+    n_steps = steps.inputs.shape[0]
+    if n_steps == 0:
+        return state, jnp.zeros(0, state.dtype)
+    # a short block first, so that the others have one size and share one loop
+    n_first = n_steps % _BLOCK or min(n_steps, _BLOCK)
+    state, losses = block(state, steps.part(slice(n_first)))
+    if n_first == n_steps:
+        return state, losses
+    rest = steps.part(slice(n_first, None))
+    blocks = Steps(*(array.reshape(-1, _BLOCK, *array.shape[1:]) for array in rest))
+    state, more = lax.scan(block, state, blocks)
+    return state, jnp.concatenate([losses, more.reshape(-1)])
+
+
+def _outputs(layer: Layer, weights: Weights, state: jax.Array, inputs: jax.Array) -> jax.Array:
+    """(B, N, H): activation(x @ W + b) or, recurrent, activation(x @ W + h @ R + b)."""
+    activate = _ACTIVATIONS[layer.activation]
+    sources = _product(inputs, weights["W"]) + weights["b"]
+    if layer.feed_forward:
+        return activate(sources)
+
+    def step(state: jax.Array, source: jax.Array) -> tuple[jax.Array, jax.Array]:
+        state = activate(source + _product(state, weights["R"]))
+        return state, state
+
+    return lax.scan(step, state, sources)[1]
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    # accelerators would otherwise round float32 factors to fewer digits than the audit resolves
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _losses(layer: Layer, outputs: jax.Array, steps: Steps) -> jax.Array:
+    """What each step adds to the loss, (B,), from outputs (B, N, H)."""
+    # a step without a loss adds exactly nothing, not even where its cross-entropy is infinite: 0 * inf is NaN
+    outputs = jnp.where(steps.loss_weights[:, None, None] == 0, 1, outputs)
+    # compared, not indexed: the derivative of indexing is a scatter, slow on a CPU
+    chosen = steps.labels[..., None] == jnp.arange(outputs.shape[-1], dtype=steps.labels.dtype)
+    picked = jnp.where(chosen, outputs, 0).sum(axis=-1)
+    if layer.activation == "softmax":
+        entropies = -jnp.log(picked)
+    else:
+        entropies = jax.nn.logsumexp(outputs, axis=-1) - picked
+    return steps.loss_weights * entropies.sum(axis=-1)

@@ -1,0 +1,209 @@
+"""A pure function of named arrays, as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.jax.state import precision, preserved
+from gradaudit.direction import Point, displace, stack
+from gradaudit.errors import ModelContractError
+
+__all__ = ["JaxModel", "Programs", "environment"]
+
+#: What JAX raises where Python asks for a value that tracing does not have.
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def environment() -> Mapping[str, str]:
+    """The versions of JAX and jaxlib, and the platform that computes (cpu, gpu, tpu)."""
+    return {
+        "backend": "jax",
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "platform": jax.default_backend(),
+    }
+
+
+@final
+class _Program:
+    """A function, compiled; run as it is, op by op, once it turns out that its Python needs concrete values."""
+
+    def __init__(self, function: Callable[..., Any], *, jit: bool) -> None:
+        self._function = function
+        self._jitted: Any = jax.jit(function) if jit else None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._jitted is not None:
+            try:
+                return self._jitted(*arguments)
+            except _NEEDS_VALUES:
+                self._jitted = None
+        return self._function(*arguments)
+
+    def working_bytes(self, *arguments: Any) -> int:
+        """The memory that XLA sets aside for intermediate values; 0 where it is not known."""
+        self(*arguments)  # now it is compiled, or known not to be
+        if self._jitted is None:
+            return 0
+        analysis = self._jitted.lower(*arguments).compile().memory_analysis()
+        return 0 if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+@final
+class Programs:
+    """The programs of one function. Models that share them share their compilations: one for each shape and dtype.
+
+    Args:
+        function: (parameters, further arguments) -> one number, pure.
+        jit: compile them.
+        forward: programs of a function with the same values, to be used where no derivative is wanted.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, jit: bool = True, forward: Programs | None = None) -> None:
+        def loss(parameters: Any, *arguments: Any) -> Any:
+            return _one_number(function(parameters, *arguments))
+
+        def jvp(parameters: Any, tangents: Any, *arguments: Any) -> Any:
+            return jax.jvp(lambda p: loss(p, *arguments), (parameters,), (tangents,))[1]
+
+        def batched(stacked: Any, *arguments: Any) -> Any:
+            return jax.vmap(lambda p: loss(p, *arguments))(stacked)
+
+        self.loss = _Program(loss, jit=jit) if forward is None else forward.loss
+        self.batched = (jax.jit(batched) if jit else None) if forward is None else forward.batched
+        self.value_and_grad = _Program(jax.value_and_grad(loss), jit=jit)
+        self.jvp = _Program(jvp, jit=jit)
+
+
+@final
+class JaxModel:
+    """A scalar loss, a pure function of a dict of arrays, with JAX's derivatives.
+
+    A float64 parameter makes a float64 model: it runs with 64-bit types enabled, in a scope of its own, whatever
+    ``jax_enable_x64`` says. A model without one runs under the user's setting. JAX has no missing gradient: that of a
+    parameter which the function does not use is zero.
+
+    Args:
+        function: ``dict[str, jax.Array] -> scalar``, jitted or not; or the `Programs` of one.
+        parameters: the base point, floating-point arrays by name.
+        jit: compile the function. One that needs concrete values is run op by op instead, points in a loop. Say False
+            for a function with side effects or NumPy randomness, which compiling would run only once.
+        arguments: what the function takes after the parameters, for example its data: not baked into the programs.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any] | Programs,
+        parameters: Mapping[str, Any],
+        *,
+        jit: bool = True,
+        arguments: Sequence[Any] = (),
+    ) -> None:
+        self._programs = function if isinstance(function, Programs) else Programs(function, jit=jit)
+        self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
+        with precision(self._parameters):
+            self._arguments = jax.tree.map(jnp.asarray, tuple(arguments))
+        self._batches = self._programs.batched is not None
+        self._point_bytes: int | None = None
+
+    def parameters(self) -> NamedArrays:
+        """The base point."""
+        return self._parameters
+
+    def loss(self, parameters: NamedArrays) -> Scalar:
+        """The loss as a NumPy scalar.
+
+        Raises:
+            ModelContractError: it is not one real floating-point number.
+        """
+        return as_scalar(self.evaluate(self._programs.loss, parameters), "loss()")
+
+    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
+        """The loss and its reverse-mode gradient, each tensor in the dtype of its parameter.
+
+        Raises:
+            ModelContractError: the loss is not one real floating-point number.
+        """
+        loss, gradients = self.evaluate(self._programs.value_and_grad, parameters)
+        return as_scalar(loss, "value_and_grad()"), {name: gradients[name] for name in parameters}
+
+    def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
+        """The directional derivative by forward mode.
+
+        Raises:
+            TypeError: JAX's own, where the function has a reverse rule only (``jax.custom_vjp``).
+        """
+        moves = {name: np.asarray(tangents[name], p.dtype) for name, p in parameters.items()}
+        return float(self.evaluate(self._programs.jvp, parameters, moves))
+
+    def evaluate(self, program: Callable[..., Any], *named: NamedArrays) -> Any:
+        """What a program makes of named arrays and the model's arguments, in the model's precision; NumPy arrays."""
+        with precision(self._parameters):
+            arrays = [{name: jnp.asarray(a) for name, a in arrays.items()} for arrays in named]
+            return jax.tree.map(np.asarray, program(*arrays, *self._arguments))
+
+    @property
+    def point_bytes(self) -> int:
+        """Working memory of one more point, in bytes: parameters and, where compiled, intermediate values."""
+        if self._point_bytes is None:
+            with precision(self._parameters):
+                working = self._programs.loss.working_bytes(self._parameters, *self._arguments)
+            # padding can double the number of points
+            self._point_bytes = 2 * (working + sum(p.nbytes for p in self._parameters.values()))
+        return self._point_bytes
+
+    def along(self, points: Sequence[Point]) -> Array:
+        """The losses at K points, (K,): by vmap, or in a loop where the function cannot be batched."""
+        if self._batches and len(points) > 1:
+            try:
+                return self._together(points)
+            except Exception:  # noqa: BLE001  # no one type says "no batching rule"; the loop raises what is no such thing
+                self._batches = False
+        return np.array([self.loss(displace(self._parameters, point)) for point in points])
+
+    def _together(self, points: Sequence[Point]) -> Array:
+        # to a power of two with the base point: a program for each number of points would be compiled otherwise
+        n_padding = (1 << (len(points) - 1).bit_length()) - len(points)
+        padded = [*points, *[Point(points[0].direction, 0.0)] * n_padding]
+        losses: Array = self.evaluate(self._programs.batched, stack(self._parameters, padded))
+        return losses[: len(points)]
+
+    def twin(self) -> JaxModel | None:
+        """The same function at the same numbers in float64; None: it is float64 already."""
+        if all(p.dtype == np.float64 for p in self._parameters.values()):
+            return None
+        wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
+        return JaxModel(self._programs, wide, arguments=self._arguments)
+
+    def preserved(self) -> AbstractContextManager[None]:
+        """Leave JAX's configuration as it was."""
+        return preserved()
+
+    def environment(self) -> Mapping[str, str]:
+        """The versions of JAX and jaxlib, and the platform."""
+        return environment()
+
+
+def _one_number(value: Any) -> Any:
+    """The value as an array, checked while tracing, before JAX raises an error of its own about it."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        msg = f"the loss is a {type(value).__name__}, but it must be one number"
+        raise ModelContractError(msg, where="loss()", hint="return the loss alone, without auxiliary values") from error
+    # a tracer has a shape and a dtype, but no value
+    as_scalar(np.broadcast_to(np.zeros((), array.dtype), array.shape), "loss()")
+    return array

@@ -1,0 +1,39 @@
+"""JAX's global state: its configuration. It is only ever scoped here, never set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import jax
+import numpy as np
+
+from gradaudit.arrays import NamedArrays
+
+__all__ = ["precision", "preserved"]
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Leave ``jax.config`` as it was, also after an exception and whatever the audited function sets.
+
+    JAX has no random state (keys are arguments) and no training mode: the configuration is all there is.
+    """
+    before = dict(jax.config.values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if jax.config.values[name] != value:
+                jax.config.update(name, value)
+
+
+def precision(parameters: NamedArrays) -> AbstractContextManager[None]:
+    """The scope in which these parameters keep their dtypes.
+
+    With float64 among them 64-bit types are enabled, in this thread and until the scope ends; otherwise whatever the
+    user has chosen stays, for the function may rely on it.
+    """
+    wide = any(array.dtype == np.float64 for array in parameters.values())
+    scope: AbstractContextManager[None] = jax.enable_x64(True) if wide else nullcontext()  # noqa: FBT003  # its only form
+    return scope

@@ -1,0 +1,47 @@
+"""PyTorch: losses as functions of named tensors, differentiated by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from gradaudit.arrays import NamedArrays
+from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.torch.model import TorchModel, environment
+from gradaudit.backends.torch.recurrent import TorchNetwork
+from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+
+__all__ = ["TorchBackend", "TorchModel", "TorchNetwork", "backend"]
+
+
+@final
+class TorchBackend:
+    """The `gradaudit.protocols.Backend` of PyTorch."""
+
+    name = "torch"
+
+    def environment(self) -> Mapping[str, str]:
+        """PyTorch's version."""
+        return environment()
+
+    def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> TorchModel:
+        """A model over a pure function ``dict[str, Tensor] -> scalar Tensor``, see `TorchModel`."""
+        return TorchModel(function, parameters, **options)
+
+    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
+        """A dense layer on all N*T vectors as one batch."""
+        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
+        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
+
+    def recurrent_model(
+        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
+    ) -> NetworkModel:
+        """The Elman layer, truncated."""
+        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
+
+    def network(self, problem: Problem) -> TorchNetwork:
+        """The network of a problem."""
+        return TorchNetwork(problem)
+
+
+backend = TorchBackend()

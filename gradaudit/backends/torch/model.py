@@ -1,0 +1,224 @@
+"""A PyTorch loss, a function of named tensors, as a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, cached_property
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.torch.state import preserved
+from gradaudit.direction import Point, displace, stack
+from gradaudit.errors import ModelContractError
+
+__all__ = ["TorchModel", "as_array", "as_tensor", "environment"]
+
+Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
+
+
+def environment() -> Mapping[str, str]:
+    """PyTorch's version."""
+    return {"backend": "torch", "torch": str(torch.__version__)}
+
+
+def as_tensor(array: Any, device: Any = "cpu") -> Tensor:
+    """A fresh tensor of the array's own dtype, whatever the default dtype and device are."""
+    return torch.from_numpy(np.array(array)).to(device)
+
+
+def as_array(tensor: Tensor) -> Array:
+    """The numbers of a tensor, wherever it lives and whatever it records."""
+    array: Array = tensor.numpy(force=True)
+    return array
+
+
+@final
+class TorchModel:
+    """A pure function of a dict of named tensors, differentiated by autograd.
+
+    The function always gets fresh tensors: those given as ``parameters`` are copied, and neither they nor their
+    ``.grad`` change.
+
+    Args:
+        function: parameters -> one number, a tensor of shape ().
+        parameters: the base point, floating-point tensors or arrays by name. A tensor's copies live on its device, an
+            array's on the default device.
+        batched: parameters with a leading axis K -> (K,) losses; by default `torch.func.vmap` of the function where
+            that works, else a loop.
+        point_bytes: working memory of one point in a batch; by default measured.
+
+    Raises:
+        ModelContractError: a parameter has a dtype that NumPy lacks.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        parameters: Mapping[str, Any],
+        *,
+        batched: Function | None = None,
+        point_bytes: int | None = None,
+    ) -> None:
+        self._function = function
+        self._batched = batched
+        self._given_point_bytes = point_bytes
+        self._parameters = frozen_copy({name: _parameter(name, p) for name, p in parameters.items()})
+        default = torch.get_default_device()
+        self._devices = {name: getattr(p, "device", default) for name, p in parameters.items()}
+        self._vectorises = True
+
+    def parameters(self) -> NamedArrays:
+        """The base point."""
+        return self._parameters
+
+    def loss(self, parameters: NamedArrays) -> Scalar:
+        """The loss as a NumPy scalar.
+
+        Raises:
+            ModelContractError: it is not one real floating-point number.
+        """
+        with _recording():
+            return _scalar(self._function(self._tensors(parameters)), "loss()")
+
+    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
+        """The loss and its gradient by autograd; None where the loss does not depend on a parameter.
+
+        Raises:
+            ModelContractError: the loss is not one real floating-point number.
+        """
+        leaves = {name: p.requires_grad_() for name, p in self._tensors(parameters).items()}
+        with _recording():
+            loss = self._function(dict(leaves))
+            value = _scalar(loss, "value_and_grad()")
+            if not (isinstance(loss, Tensor) and loss.requires_grad):
+                return value, dict.fromkeys(leaves)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return value, {n: None if g is None else as_array(g) for n, g in zip(leaves, gradients, strict=True)}
+
+    def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
+        """The directional derivative by forward mode, `torch.func.jvp`.
+
+        Raises:
+            ModelContractError: the loss is not one real floating-point number.
+        """
+        _load_forward_mode()
+        primals = self._tensors(parameters)
+        moved = self._tensors({name: np.asarray(tangents[name], p.dtype) for name, p in parameters.items()})
+        with _recording():
+            loss, tangent = torch.func.jvp(self._function, (primals,), (moved,))
+        _scalar(loss, "jvp()")
+        return float(tangent)
+
+    @cached_property
+    def point_bytes(self) -> int:
+        """Working memory of one more point, in bytes."""
+        if self._given_point_bytes is not None:
+            return self._given_point_bytes
+        return sum(p.nbytes for p in self._parameters.values()) + self._saved_bytes()
+
+    def along(self, points: Sequence[Point]) -> Array:
+        """The losses at K points, (K,)."""
+        if self._batched is not None:
+            with _recording():
+                return as_array(self._batched(self._tensors(stack(self._parameters, points))))
+        losses = self._vectorised(points) if self._vectorises else None
+        if losses is None:
+            return np.array([self.loss(displace(self._parameters, point)) for point in points])
+        return losses
+
+    def twin(self) -> TorchModel | None:
+        """The same function of float64 parameters; None if they are float64 already, or if it cannot take them.
+
+        A function that multiplies them with its own float32 matrices cannot: PyTorch mixes no dtypes in a product.
+        """
+        if all(p.dtype == np.float64 for p in self._parameters.values()):
+            return None
+        given = self._given_point_bytes
+        smallest = min(p.itemsize for p in self._parameters.values())
+        try:
+            parameters = {name: p.double() for name, p in self._tensors(self._parameters).items()}
+            twin = TorchModel(
+                self._function,
+                parameters,
+                batched=self._batched,
+                point_bytes=None if given is None else given * 8 // smallest,
+            )
+            loss = twin.loss(twin.parameters())
+        except (RuntimeError, TypeError):
+            return None
+        return twin if loss.dtype == np.float64 else None
+
+    def preserved(self) -> AbstractContextManager[None]:
+        """PyTorch's global state as it was, see `gradaudit.backends.torch.state`."""
+        return preserved()
+
+    def environment(self) -> Mapping[str, str]:
+        """PyTorch's version."""
+        return environment()
+
+    def _tensors(self, arrays: NamedArrays) -> dict[str, Tensor]:
+        return {name: as_tensor(array, self._devices[name]) for name, array in arrays.items()}
+
+    def _vectorised(self, points: Sequence[Point]) -> Array | None:
+        """The losses by vmap, or None, for good, where the function is beyond it."""
+        try:
+            with _recording():
+                losses = as_array(torch.func.vmap(self._function)(self._tensors(stack(self._parameters, points))))
+        except Exception:  # noqa: BLE001  # whatever is wrong, the loop meets it again if it is not vmap's fault
+            self._vectorises = False
+            return None
+        # another shape or dtype: the loop says what is wrong with it
+        return losses if losses.shape == (len(points),) and np.issubdtype(losses.dtype, np.floating) else None
+
+    def _saved_bytes(self) -> int:
+        """What autograd would keep for one backward pass: what one evaluation needs, and rather more than less."""
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        leaves = {name: p.requires_grad_() for name, p in self._tensors(self._parameters).items()}
+        with _recording(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self._function(leaves)
+        return sum(saved.values())
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Grad mode, whatever mode the caller is in.
+
+    The losses too are evaluated in it: a loss may differentiate inside (a physics-informed network does). It costs
+    nothing, since there is no tape where no parameter requires a gradient.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
+
+
+@cache
+def _load_forward_mode() -> None:
+    """On its first use forward mode compiles some formulas, with a function that PyTorch itself has deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        one = torch.ones((), device="cpu")
+        torch.func.jvp(torch.sin, (one,), (one,))
+
+
+def _scalar(loss: Any, where: str) -> Scalar:
+    return as_scalar(as_array(loss) if isinstance(loss, Tensor) else loss, where)
+
+
+def _parameter(name: str, parameter: Any) -> Array:
+    if not isinstance(parameter, Tensor):
+        return np.asarray(parameter)
+    try:
+        return as_array(parameter)
+    except TypeError as error:
+        msg = f"parameter {name!r} has dtype {parameter.dtype}, which NumPy does not have"
+        raise ModelContractError(msg, where="parameters", hint=f"audit it in float32: {name}.float()") from error

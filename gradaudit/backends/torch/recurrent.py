@@ -1,0 +1,108 @@
+"""The networks of the seed case in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradaudit.arrays import Array, NamedArrays
+from gradaudit.backends.torch import cells
+from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
+from gradaudit.recurrent import Problem
+
+__all__ = ["TorchNetwork"]
+
+#: Arrays of the size of one block of states that a batched evaluation holds at once.
+_LIVE_BLOCKS = 4
+
+
+class TorchNetwork:
+    """The network of a problem on the CPU: forward in blocks of time, backward by autograd.
+
+    Args:
+        problem: spec, weights, data and truncation; dtype float32 or float64.
+
+    Raises:
+        UnsupportedTruncationError: the truncation is neither none nor tail.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._spec = problem.spec
+        self._inputs = as_tensor(problem.inputs())
+        self._labels = as_tensor(problem.labels())
+        self._loss_weights = as_tensor(problem.loss_weights())
+        self._n_cut = problem.n_cut
+        self._first = problem.n_cut if problem.held is not None else 0
+        block = min(problem.n_steps, cells.BLOCK) * problem.n_sequences * self._spec.n_classes
+        self.model = TorchModel(
+            self._loss,
+            {name: as_tensor(weight) for name, weight in problem.weights.items()},
+            batched=self._losses,
+            point_bytes=(_LIVE_BLOCKS * block + problem.n_steps) * np.dtype(problem.dtype).itemsize,
+        )
+
+    def step_losses(self, parameters: NamedArrays) -> Array:
+        """What each step adds to the loss, (T,)."""
+        with torch.no_grad():
+            return as_array(self._batched_step_losses(_lead(parameters))[0])
+
+    def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
+        """The hidden state (N, H) after ``n_steps`` steps."""
+        with torch.no_grad():
+            state = self._initial_state(stacked := _lead(parameters))
+            if n_steps:
+                # whole blocks, as in the pass that is audited: its very state, to the last bit
+                for steps, states in cells.run(stacked, self._inputs, state, self._spec.activation):
+                    if n_steps <= steps.stop:
+                        state = states[n_steps - steps.start - 1]
+                        break
+        return as_array(state[0].T)
+
+    def _initial_state(self, stacked: cells.Tensors) -> Tensor:
+        shape = (len(stacked["b"]), self._spec.n_classes, self._problem.n_sequences)
+        if self._problem.held is not None:
+            return as_tensor(self._problem.held.state.T.astype(self._problem.dtype)).expand(shape)
+        if "h0" in stacked:
+            return stacked["h0"][:, :, None].expand(shape)
+        return self._inputs.new_zeros(shape)
+
+    def _blocks(self, stacked: cells.Tensors) -> Iterator[tuple[slice, Tensor]]:
+        inputs, activation = self._inputs[self._first :], self._spec.activation
+        if self._problem.feed_forward:
+            return cells.dense(stacked, inputs, activation)
+        return cells.run(stacked, inputs, self._initial_state(stacked), activation, self._n_cut - self._first)
+
+    def _batched_step_losses(self, stacked: cells.Tensors) -> Tensor:
+        n_copies = len(stacked["b"])
+        parts: list[Tensor] = []
+        if self._problem.held is not None:
+            held = self._problem.held.step_losses.astype(self._problem.dtype)
+            parts.append(as_tensor(held).expand(n_copies, -1))
+        first_loss = self._problem.n_steps - 1 if self._spec.outputs == "last" else 0
+        for local, outputs in self._blocks(stacked):
+            start, stop = self._first + local.start, self._first + local.stop
+            # a step without a loss is left out, not weighted by 0: its cross-entropy may be infinite
+            counted = slice(min(max(start, first_loss), stop), stop)
+            parts.append(outputs.new_zeros(n_copies, counted.start - start))
+            entropies = cells.cross_entropy(
+                outputs[counted.start - start :], self._labels[counted], self._spec.activation
+            )
+            parts.append((self._loss_weights[counted, None] * entropies).T)
+        return torch.cat(parts, dim=1)
+
+    def _losses(self, stacked: cells.Tensors) -> Tensor:
+        # one sum over all steps: PyTorch sums in a cascade, with an error that hardly grows with T
+        losses = self._batched_step_losses(stacked).sum(dim=1)
+        # plus an empty sum: where the cut is behind h0, its gradient is zero, not missing
+        return losses + stacked["h0"][:, :0].sum(dim=1) if "h0" in stacked else losses
+
+    def _loss(self, parameters: cells.Tensors) -> Tensor:
+        return self._losses({name: p[None] for name, p in parameters.items()})[0]
+
+
+def _lead(parameters: NamedArrays) -> cells.Tensors:
+    return {name: as_tensor(p)[None] for name, p in parameters.items()}

@@ -1,0 +1,44 @@
+"""PyTorch's global state around an audit: what is covered is the table below and the random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+__all__ = ["preserved"]
+
+#: (get, set) of each setting. Only a setting that differs is set again: some setters have side effects.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, torch.set_default_device),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.get_num_threads, torch.set_num_threads),
+)
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Leave PyTorch as it was, also after an exception or an interrupt.
+
+    Covered: the random generators of the CPU and, if CUDA is initialised, of all CUDA devices; grad mode, inference
+    mode, anomaly detection, default dtype and device, deterministic algorithms, number of threads.
+    """
+    before = [(get, put, get()) for get, put in _SETTINGS]
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        # inference mode has no setter; leaving a block restores what held when it was entered
+        with torch.inference_mode(torch.is_inference_mode_enabled()):
+            yield
+    finally:
+        for get, put, value in before:
+            if get() != value:
+                put(value)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,91 @@
+"""What the rules may look at. Experiments run when a rule asks for them, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import numpy as np
+
+from gradaudit.arrays import Gradients
+from gradaudit.compare import Comparison, Verdict
+from gradaudit.measure.baseline import Baseline, gradient_of
+from gradaudit.measure.measurement import Measurement, judge
+from gradaudit.numeric.budget import Budget
+from gradaudit.options import AuditOptions
+from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation
+from gradaudit.recurrent import Truncation, none
+
+__all__ = ["Evidence", "least_squares_ratio"]
+
+
+@final
+@dataclass(eq=False)
+class Evidence:
+    """One audit's facts.
+
+    Attributes:
+        model: as the user gave it.
+        options: of the audit.
+        baseline: the base point.
+        total: the gradient against the loss; None where the loss does not repeat itself.
+        frozen: the gradient against the loss with its cuts frozen; None where nothing is cut.
+        budget: experiments are charged to it.
+        explained: tensors for which a cause has been found.
+    """
+
+    model: Model
+    options: AuditOptions
+    baseline: Baseline
+    total: Measurement | None
+    frozen: Measurement | None
+    budget: Budget
+    explained: set[str] = field(default_factory=set)
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """The truncation that the model declares."""
+        return self.model.truncation if isinstance(self.model, SupportsTruncation) else None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The model's own sizes, by name."""
+        return dict(self.model.sizes()) if isinstance(self.model, SupportsSizes) else {}
+
+    @cached_property
+    def lifted_gradients(self) -> Gradients | None:
+        """The experiment: the analytic gradient with the truncation lifted; None where nothing can be lifted."""
+        if not isinstance(self.model, SupportsTruncation):
+            return None
+        _, gradients = gradient_of(self.model.with_truncation(none()), self.budget)
+        return {name: gradients[name] for name in self.baseline.gradients}
+
+    @property
+    def lifted(self) -> Measurement | None:
+        """That gradient against the numbers already there."""
+        if self.total is None or self.lifted_gradients is None:
+            return None
+        return judge(self.total.lines, self.lifted_gradients, self.total.source, self.options)
+
+    def wrong(self) -> list[str]:
+        """The tensors that disagree with the loss and have no cause yet."""
+        if self.total is None:
+            return []
+        verdicts = self.total.verdicts.items()
+        return [name for name, verdict in verdicts if verdict is Verdict.DISAGREE and name not in self.explained]
+
+    def lines(self, names: list[str]) -> list[Comparison]:
+        """All comparisons of these tensors, directions and entries."""
+        if self.total is None:
+            return []
+        return [c for name in names for entries in (False, True) for c in self.total.of(name, entries=entries)]
+
+
+def least_squares_ratio(comparisons: list[Comparison]) -> float:
+    """The c for which analytic = c * numeric fits best, each line weighted by its scale; NaN without numbers."""
+    usable = [c for c in comparisons if np.isfinite(c.numeric) and np.isfinite(c.analytic) and c.scale > 0]
+    square = sum((c.numeric / c.scale) ** 2 for c in usable)
+    if square == 0:
+        return float("nan")
+    return float(sum(c.analytic * c.numeric / c.scale**2 for c in usable) / square)

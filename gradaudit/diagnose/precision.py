@@ -1,0 +1,66 @@
+"""What could not be decided, and what would settle it; and what disagrees without a cause that we know."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradaudit.compare import Verdict
+from gradaudit.diagnose.evidence import Evidence
+from gradaudit.render.to_text import number
+from gradaudit.report import Finding
+
+__all__ = ["unexplained", "unresolved"]
+
+
+def unresolved(evidence: Evidence) -> Finding | None:
+    """GA701: the numeric derivative is not known well enough for a verdict."""
+    total = evidence.total
+    if total is None:
+        return None
+    names = [name for name, verdict in total.verdicts.items() if verdict is Verdict.INCONCLUSIVE]
+    if not names:
+        return None
+    resolutions = {n: min((c.resolution for c in total.of(n)), default=float("inf")) for n in names}
+    coarsest = max(resolutions, key=lambda n: resolutions[n])
+    left = any(line.estimate.status == "left the domain" for line in total.lines if line.probe.tensor in names)
+    if not total.complete:
+        way, settle = "the budget ended first", "a larger max_evaluations"
+    elif left or not np.isfinite(resolutions[coarsest]):
+        way = "the loss is not finite, or raises, on one side or both sides of these parameters"
+        settle = "a base point further inside the domain"
+    else:
+        way = (
+            f"the loss {number(float(evidence.baseline.loss))} is known to its own rounding only ({total.source.name})"
+        )
+        settle = "a float64 copy of the model, or a loss without its large constant part"
+    return Finding(
+        code="GA701",
+        title="not resolved at this precision",
+        confidence="proven",
+        sentence=f"{', '.join(names)}: {way}; relative errors below {number(resolutions[coarsest])} are invisible "
+        f"for {coarsest}.",
+        remedy=f"What would settle it: {settle}.",
+        parameters=tuple(names),
+        numbers={"resolution": resolutions[coarsest]},
+    )
+
+
+def unexplained(evidence: Evidence) -> Finding | None:
+    """GA901: analytic and numeric differ, and no known pattern fits."""
+    names = evidence.wrong()
+    total = evidence.total
+    somewhere = not names and not evidence.explained and total is not None and total.verdict is Verdict.DISAGREE
+    if total is None or not (names or somewhere):
+        return None
+    lines = evidence.lines(names) or total.of(None)
+    largest = max(lines, key=lambda c: c.relative_error)
+    return Finding(
+        code="GA901",
+        title="unexplained",
+        confidence="unexplained",
+        sentence=f"The gradient of {', '.join(names) or 'the whole model'} is not the derivative, and no known pattern "
+        f"fits. The largest relative error is {number(largest.relative_error)}, along {largest.direction.label}.",
+        remedy="Compare the entries in report[name].analytic and .numeric; audit parts of the model on their own.",
+        parameters=tuple(names),
+        numbers={"relative_error": largest.relative_error},
+    )

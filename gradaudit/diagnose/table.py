@@ -1,0 +1,59 @@
+"""The one table of rules: the docs, `gradaudit explain` and the tests come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+
+from gradaudit.diagnose import cut, factor, point, precision, repeat, time
+from gradaudit.diagnose.evidence import Evidence
+from gradaudit.errors import OptionError
+from gradaudit.report import Finding
+
+__all__ = ["RULES", "Rule", "page"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One diagnosis.
+
+    Attributes:
+        code: stable and never reused.
+        title: what it finds.
+        check: evidence -> finding or None.
+        explains: a finding accounts for its tensors, so that later rules do not look at them.
+    """
+
+    code: str
+    title: str
+    check: Callable[[Evidence], Finding | None]
+    explains: bool = True
+
+
+#: In the order they run: what makes the rest meaningless first, proofs before patterns, "unexplained" last.
+RULES: tuple[Rule, ...] = (
+    Rule("GA801", "the loss does not repeat itself", repeat.random_loss),
+    Rule("GA802", "the gradient does not repeat itself", repeat.random_gradient),
+    Rule("GA604", "gradient not finite", point.non_finite),
+    Rule("GA102", "truncated in time, as declared", time.truncated_as_declared),
+    Rule("GA103", "not the gradient of the declared truncation", time.not_as_declared, explains=False),
+    Rule("GA201", "missing gradient", cut.missing),
+    Rule("GA303", "opposite sign", factor.sign),
+    Rule("GA301", "constant factor", factor.constant_ratio),
+    Rule("GA901", "unexplained", precision.unexplained),
+    Rule("GA701", "not resolved at this precision", precision.unresolved, explains=False),
+)
+
+
+def page(code: str) -> str:
+    """The page of a code: what it means, a minimal wrong program, how to mend it.
+
+    Raises:
+        OptionError: no such code.
+    """
+    codes = sorted(rule.code for rule in RULES)
+    if code not in codes:
+        msg = f"unknown code {code!r}"
+        raise OptionError(msg, where="explain", hint=f"one of {', '.join(codes)}")
+    return (files("gradaudit.diagnose") / "pages" / f"{code}.md").read_text(encoding="utf-8")

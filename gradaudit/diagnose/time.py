@@ -1,0 +1,76 @@
+"""Causes in time: the backward pass covers fewer steps than the forward pass."""
+
+from __future__ import annotations
+
+from gradaudit.arrays import global_norm
+from gradaudit.compare import Verdict
+from gradaudit.diagnose.evidence import Evidence
+from gradaudit.render.to_text import number
+from gradaudit.report import Finding
+
+__all__ = ["not_as_declared", "truncated_as_declared"]
+
+
+def truncated_as_declared(evidence: Evidence) -> Finding | None:
+    """GA102: the gradient is that of the truncation which the model declares, and of nothing else."""
+    frozen, total, truncation = evidence.frozen, evidence.total, evidence.truncation
+    if frozen is None or total is None or truncation is None or frozen.verdict is not Verdict.AGREE:
+        return None
+    full = evidence.lifted_gradients
+    if full is None or total.verdict is Verdict.AGREE:
+        return None
+    kept, whole = global_norm(evidence.baseline.gradients), global_norm(full)
+    left = {n: g if (f := full[n]) is None or g is None else g - f for n, g in evidence.baseline.gradients.items()}
+    bias = global_norm(left) / whole if whole > 0 else float("nan")
+    ratio = kept / whole if whole > 0 else float("nan")
+    steps = evidence.sizes.get("steps")
+    numbers = {"bias": bias, "norm_ratio": ratio, "k": float(truncation.k or 0)}
+    of = f" of {steps:,}" if steps else ""
+    covered = f"the last step{of}" if truncation.k == 1 else f"the last {truncation.k}{of} steps"
+    sentence = (
+        f"The backward pass covers only {covered}; losses at earlier steps contribute nothing. "
+        f"The gradient's norm is {number(ratio)} of the full one; its bias is {_percent(bias)}."
+    )
+    if steps:
+        numbers["k_over_steps"] = (truncation.k or 0) / steps
+        sentence += f" For comparison, k / steps is {number(numbers['k_over_steps'])}."
+    lifted = evidence.lifted
+    assert lifted is not None  # total and lifted_gradients are there
+    proven = lifted.verdict is Verdict.AGREE
+    shown = f"and with the truncation lifted they agree with it whole ({number(lifted.resolution)})" if proven else ""
+    return Finding(
+        code="GA102",
+        title=f"truncated in time, {truncation}, as declared",
+        confidence="proven" if proven else "consistent",
+        sentence=sentence,
+        evidence=f"With the earlier steps held at the base point, analytic and numeric agree: an error above "
+        f"{number(frozen.resolution)} would have been seen{'; ' + shown if shown else ''}.",
+        remedy=f"If this is meant: pass truncation={truncation}, and the report judges the truncated gradient and "
+        f"shows its bias. If not: declare none(), or cut the state only, every k steps (chunks(k)).",
+        parameters=tuple(evidence.wrong()),
+        numbers=numbers,
+    )
+
+
+def not_as_declared(evidence: Evidence) -> Finding | None:
+    """GA103: a truncation is declared, and the gradient is not that of this truncation."""
+    frozen, truncation = evidence.frozen, evidence.truncation
+    if frozen is None or truncation is None or frozen.verdict is not Verdict.DISAGREE:
+        return None
+    wrong = [name for name, verdict in frozen.verdicts.items() if verdict is Verdict.DISAGREE]
+    return Finding(
+        code="GA103",
+        title=f"not the gradient of {truncation}, which is declared",
+        confidence="consistent",
+        sentence=f"Even with the earlier steps held at the base point, the gradient of {', '.join(wrong)} is not the "
+        f"derivative: the declared truncation does not explain it.",
+        remedy="Correct the declaration, or look for an error in the backward pass itself.",
+        parameters=tuple(wrong),
+    )
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    # 99.996 % must not read as 100 %: something is left
+    digits = next((d for d in range(1, 8) if round(percent, d) not in (0.0, 100.0)), 1)
+    return f"{percent:.{max(digits, 2)}f} %"

@@ -1,0 +1,1 @@
+"""One model against numbers: what is asked, in which order, and when it is enough."""

@@ -1,0 +1,80 @@
+"""Which directions are probed: the whole model, along the gradient's signs, tensor by tensor, small tensors by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradaudit.arrays import Array, Gradients, NamedArrays
+from gradaudit.direction import Direction, entry_direction, random_direction
+
+__all__ = ["Probe", "along_signs", "entries", "fresh", "scales", "tensors", "whole_model"]
+
+#: Beyond this spread a common step is too long for some entries and too short for others.
+_HETEROGENEOUS = 100.0
+#: Tensors up to this size are read entry by entry, all together up to the second number.
+_SMALL_TENSOR = 16
+_ALL_ENTRIES = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A direction and the tensor it belongs to, None for the whole model."""
+
+    direction: Direction
+    tensor: str | None
+
+
+def scales(parameters: NamedArrays) -> dict[str, float | Array]:
+    """The typical size of a step in each tensor: its rms, or entry by entry where it is heterogeneous."""
+    rms = {name: float(np.sqrt(np.mean(np.square(p, dtype=np.float64)))) for name, p in parameters.items()}
+    nonzero = [size for size in rms.values() if size > 0]
+    default = float(np.median(nonzero)) if nonzero else 1.0
+    return {name: _scale(np.abs(p.astype(np.float64)), rms[name] or default) for name, p in parameters.items()}
+
+
+def _scale(size: Array, typical: float) -> float | Array:
+    median = float(np.median(size))
+    positive = size[size > 0]
+    if positive.size and size.max() > _HETEROGENEOUS * median and positive.max() > _HETEROGENEOUS * positive.min():
+        return np.where(size > 0, size, np.quantile(positive, 0.25))
+    return typical
+
+
+def whole_model(lengths: dict[str, float | Array], seed: int) -> Probe:
+    """All tensors at once: one error anywhere shows."""
+    return Probe(random_direction("whole model", lengths, seed), None)
+
+
+def along_signs(lengths: dict[str, float | Array], gradients: Gradients, seed: int) -> Probe | None:
+    """Along sign(g): nothing cancels, so a common factor shows sqrt(P) times better. None where g is zero."""
+    signs = {name: np.sign(g) for name, g in gradients.items() if g is not None and np.isfinite(g).all() and g.any()}
+    if not signs:
+        return None
+    lengths = {name: lengths[name] for name in signs}
+    return Probe(Direction(label="along the gradient", scales=lengths, seed=seed, signs=signs), None)
+
+
+def tensors(lengths: dict[str, float | Array], names: Sequence[str], seed: int) -> list[Probe]:
+    """One direction a tensor, so that a small bias is never drowned by a large matrix."""
+    return [Probe(random_direction(name, {name: lengths[name]}, seed), name) for name in names]
+
+
+def fresh(lengths: dict[str, float | Array], names: Sequence[str], seed: int) -> list[Probe]:
+    """Other directions of the same tensors, to confirm."""
+    return tensors(lengths, names, seed + 1)
+
+
+def entries(parameters: NamedArrays, lengths: dict[str, float | Array], names: Sequence[str]) -> list[Probe]:
+    """Every entry of the small tensors, the smallest first, while they are few in all."""
+    probes: list[Probe] = []
+    for name in sorted(names, key=lambda n: parameters[n].size):
+        size = parameters[name].size
+        if size > _SMALL_TENSOR or len(probes) + size > _ALL_ENTRIES:
+            break
+        length = np.broadcast_to(lengths[name], parameters[name].shape)
+        for index in np.ndindex(parameters[name].shape):
+            probes.append(Probe(entry_direction(name, index, float(length[index])), name))
+    return probes

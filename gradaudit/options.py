@@ -1,0 +1,49 @@
+"""What a user may choose. The knobs say what matters, not how numerics works: there is no eps, atol or rtol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gradaudit.errors import OptionError
+from gradaudit.recurrent import Truncation
+
+__all__ = ["AuditOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditOptions:
+    """The options of one audit.
+
+    Attributes:
+        significant: the smallest relative error that matters: AGREE promises that one this large would have been
+            seen. A smaller difference that is proven is reported all the same.
+        max_evaluations: forward passes at most; an audit that needs more reports what it has.
+        seed: of the probing directions; the same seed probes the same on every backend.
+        parameters: glob over parameter names, for example ``"encoder.*"``.
+        truncation: a truncation that the user accepts: a model declaring it is judged against its frozen gradient.
+        batch_bytes: memory for evaluating many points at once.
+
+    Raises:
+        OptionError: an option out of its range.
+    """
+
+    significant: float = 1e-3
+    max_evaluations: int = 20_000
+    seed: int = 0
+    parameters: str = "*"
+    truncation: Truncation | None = None
+    batch_bytes: int = 64 * 2**20
+
+    def __post_init__(self) -> None:
+        if not 0 < self.significant < 1:
+            msg = f"significant must lie between 0 and 1, got {self.significant}"
+            raise OptionError(msg, where="options", hint="significant=1e-3")
+        for name, least in (("max_evaluations", 1), ("batch_bytes", 1), ("seed", 0)):
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                msg = f"{name} must be a whole number, at least {least}, got {value!r}"
+                raise OptionError(msg, where="options", hint=f"leave {name} out, or give a larger number")
+        if self.truncation is not None and not isinstance(self.truncation, Truncation):
+            msg = f"truncation must be a Truncation, got {self.truncation!r}"
+            raise OptionError(msg, where="options", hint="gradaudit.tail(1), or Truncation.parse('tail:1')")

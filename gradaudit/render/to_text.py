@@ -1,0 +1,120 @@
+"""A report as text: at most 100 columns, no colour, the same on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradaudit.report import AuditReport, Finding, ParameterResult
+
+__all__ = ["finding_text", "headline", "number", "table", "text"]
+
+_WIDTH = 100
+_MOST_ROWS = 20
+
+
+def text(report: AuditReport) -> str:
+    """The whole report: headline, a row a parameter, findings; of several models, one table and then each."""
+    if report.parts:
+        return "\n\n".join([_across(report), *(text(part) for part in report.parts)])
+    lines = [headline(report)]
+    if report.verdict.value == "AGREE" and not report.findings:
+        lines += ["", *_would_have_been_seen(report)]
+    else:
+        lines += ["", *_parameters(report.parameters)]
+        for finding in report.findings:
+            lines += ["", finding_text(finding)]
+    if not report.complete:
+        lines += ["", f"  The budget of {report.options.max_evaluations:,} evaluations ended before the plan did."]
+    return "\n".join(lines)
+
+
+def headline(report: AuditReport) -> str:
+    """Verdict, what was audited, where the numbers come from, what it cost."""
+    name = report.environment.get("backend", "")
+    version = report.environment.get(name, "")
+    framework = f"{name} {version}, " if name else ""
+    given = " given its truncation" if report.judged == "frozen" else ""
+    left = f"{report.verdict}{given}   {report.target} ({framework}{report.dtype}; numeric: {report.source})"
+    right = f"{report.evaluations} evaluations, {report.seconds:.2f} s"
+    if len(left) + len(right) + 2 > _WIDTH:
+        return f"{left}\n{right:>{_WIDTH}}"
+    return f"{left}{right:>{_WIDTH - len(left)}}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, short."""
+    if value == 0 or math.isnan(value):
+        return "0" if value == 0 else "nan"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Columns of equal width, two spaces apart, indented; those in ``right`` flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines
+
+
+def finding_text(finding: Finding) -> str:
+    """Code, title and confidence; then sentence, evidence and remedy."""
+    head = f"  {finding.code}  {finding.title}"
+    lines = [f"{head}{finding.confidence:>{_WIDTH - len(head)}}"]
+    for part in (finding.sentence, finding.evidence, finding.remedy):
+        if part:
+            lines += textwrap.wrap(part, _WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9)
+    lines.append(" " * 9 + f"gradaudit explain {finding.code}")
+    return "\n".join(lines)
+
+
+def _would_have_been_seen(report: AuditReport) -> list[str]:
+    coarsest = max(report.parameters, key=lambda p: p.resolution)
+    n = len(report.parameters)
+    return [
+        f"  {n} parameter tensor{'s' if n != 1 else ''}; a relative error above {number(coarsest.resolution)} "
+        f"would have been seen in any of them (the coarsest: {coarsest.name})."
+    ]
+
+
+def _parameters(parameters: Sequence[ParameterResult]) -> list[str]:
+    head = ["parameter", "shape", "|analytic|", "|numeric|", "relative error", "ratio", "would have seen", "verdict"]
+    rows = [head]
+    for p in parameters[:_MOST_ROWS]:
+        numbers = (p.analytic_size, p.numeric_size, p.relative_error, p.ratio, p.resolution)
+        cells = [number(value) for value in numbers]
+        if p.missing:
+            cells[0] = "missing"
+        rows.append([_shorten(p.name), str(p.shape), *cells, str(p.verdict)])
+    lines = table(rows, right=(2, 3, 4, 5, 6))
+    if len(parameters) > _MOST_ROWS:
+        lines.append(f"  ... and {len(parameters) - _MOST_ROWS} more, all in report.parameters")
+    return lines
+
+
+def _shorten(name: str, width: int = 24) -> str:
+    return name if len(name) <= width else "..." + name[3 - width :]
+
+
+def _across(report: AuditReport) -> str:
+    rows = [["model", "backend", "loss", "loss differs", "gradient differs", "evaluations", "seconds", "verdict"]]
+    for part, port in zip(report.parts, report.ports, strict=True):
+        backend = part.environment.get("backend", "")
+        rows.append(
+            [
+                _shorten(port.name),
+                backend,
+                f"{port.loss:.9g}",
+                number(port.loss_difference),
+                number(port.gradient_difference),
+                str(part.evaluations),
+                f"{part.seconds:.2f}",
+                str(part.verdict),
+            ]
+        )
+    return "\n".join([f"{report.verdict}   {report.target}", "", *table(rows, right=(2, 3, 4, 5, 6))])
