@@ -14,7 +14,7 @@ from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport, Port
 
-__all__ = ["audit_all"]
+__all__ = ["audit_all", "ports"]
 
 
 def audit_all(
@@ -29,22 +29,11 @@ def audit_all(
         msg = "there are no models to audit"
         raise OptionError(msg, where="audit_all()", hint='audit_all({"torch": a, "jax": b})')
     parts = audit_each(models, options, progress=progress)
-    computed = {name: model.value_and_grad(model.parameters()) for name, model in models.items()}
-    first_loss, first = next(iter(computed.values()))
-    ports = tuple(
-        Port(
-            name=name,
-            loss=float(loss),
-            loss_difference=_relative(float(loss) - float(first_loss), abs(float(first_loss))),
-            gradient_difference=_difference(gradients, first),
-        )
-        for name, (loss, gradients) in computed.items()
-    )
     return AuditReport(
         verdict=worst(part.verdict for part in parts),
         target=target,
         parts=parts,
-        ports=ports,
+        ports=ports(models),
         evaluations=sum(part.evaluations for part in parts),
         gradients=sum(part.gradients for part in parts),
         seconds=sum(part.seconds for part in parts),
@@ -53,18 +42,31 @@ def audit_all(
     )
 
 
+def ports(models: Mapping[str, Model]) -> tuple[Port, ...]:
+    """Losses and analytic gradients at the base point, against the first model."""
+    computed = {name: model.value_and_grad(model.parameters()) for name, model in models.items()}
+    first_loss, first = next(iter(computed.values()))
+    return tuple(
+        Port(
+            name=name,
+            loss=float(loss),
+            loss_difference=_relative(float(loss) - float(first_loss), abs(float(first_loss))),
+            gradient_difference=_difference(gradients, first),
+        )
+        for name, (loss, gradients) in computed.items()
+    )
+
+
 def _difference(gradients: Gradients, first: Gradients) -> float:
-    """The largest difference of a tensor, relative to its norm in the first model; NaN where they cannot be compared."""
-    if {n: np.shape(g) for n, g in gradients.items()} != {n: np.shape(g) for n, g in first.items()}:
+    """The largest difference of a tensor, relative to its norm in the first model; NaN where shapes or names differ."""
+    if _shapes(gradients) != _shapes(first):
         return float("nan")
-    differences = [
-        _relative(global_norm({n: _minus(g, first[n])}), global_norm({n: first[n]})) for n, g in gradients.items()
-    ]
-    return max(differences, default=0.0)
+    left = {n: None if g is None or (f := first[n]) is None else g.astype(np.float64) - f for n, g in gradients.items()}
+    return max(_relative(global_norm({n: d}), global_norm({n: first[n]})) for n, d in left.items())
 
 
-def _minus(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-    return None if one is None or other is None else one.astype(np.float64) - other
+def _shapes(gradients: Gradients) -> dict[str, tuple[int, ...] | None]:
+    return {name: None if g is None else g.shape for name, g in gradients.items()}
 
 
 def _relative(difference: float, size: float) -> float:

@@ -10,6 +10,8 @@ from gradaudit.report import Finding
 
 __all__ = ["not_as_declared", "truncated_as_declared"]
 
+_ACCEPTED = "You accepted this truncation; the verdict is that of the gradient given its cuts."
+
 
 def truncated_as_declared(evidence: Evidence) -> Finding | None:
     """GA102: the gradient is that of the truncation which the model declares, and of nothing else."""
@@ -45,8 +47,10 @@ def truncated_as_declared(evidence: Evidence) -> Finding | None:
         sentence=sentence,
         evidence=f"With the earlier steps held at the base point, analytic and numeric agree: an error above "
         f"{number(frozen.resolution)} would have been seen{'; ' + shown if shown else ''}.",
-        remedy=f"If this is meant: pass truncation={truncation}, and the report judges the truncated gradient and "
-        f"shows its bias. If not: declare none(), or cut the state only, every k steps (chunks(k)).",
+        remedy=_ACCEPTED
+        if evidence.options.truncation == truncation
+        else f"If this is meant: pass truncation={truncation}, and the report judges the truncated gradient and shows "
+        f"its bias. If not: declare none(), or cut the state only, every k steps (chunks(k)).",
         parameters=tuple(evidence.wrong()),
         numbers=numbers,
     )

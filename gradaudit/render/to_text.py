@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradaudit.report import AuditReport, Finding, ParameterResult
+    from gradaudit.report import AuditReport, Finding, ParameterResult, Port
 
-__all__ = ["finding_text", "headline", "number", "table", "text"]
+__all__ = ["finding_text", "headline", "number", "ports_table", "table", "text"]
 
 _WIDTH = 100
 _MOST_ROWS = 20
@@ -101,20 +101,17 @@ def _shorten(name: str, width: int = 24) -> str:
     return name if len(name) <= width else "..." + name[3 - width :]
 
 
+def ports_table(ports: Sequence[Port]) -> list[str]:
+    """Losses and gradients of several models against the first."""
+    rows = [["model", "loss", "loss differs by", "gradient differs by"]]
+    for port in ports:
+        differences = number(port.loss_difference), number(port.gradient_difference)
+        rows.append([_shorten(port.name), f"{port.loss:.9g}", *differences])
+    return table(rows, right=(1, 2, 3))
+
+
 def _across(report: AuditReport) -> str:
-    rows = [["model", "backend", "loss", "loss differs", "gradient differs", "evaluations", "seconds", "verdict"]]
-    for part, port in zip(report.parts, report.ports, strict=True):
-        backend = part.environment.get("backend", "")
-        rows.append(
-            [
-                _shorten(port.name),
-                backend,
-                f"{port.loss:.9g}",
-                number(port.loss_difference),
-                number(port.gradient_difference),
-                str(part.evaluations),
-                f"{part.seconds:.2f}",
-                str(part.verdict),
-            ]
-        )
-    return "\n".join([f"{report.verdict}   {report.target}", "", *table(rows, right=(2, 3, 4, 5, 6))])
+    verdicts = [["model", "verdict", "evaluations", "seconds"]]
+    verdicts += [[_shorten(p.target), str(p.verdict), str(p.evaluations), f"{p.seconds:.2f}"] for p in report.parts]
+    lines = [f"{report.verdict}   {report.target}", "", *table(verdicts, right=(2, 3))]
+    return "\n".join([*lines, "", *ports_table(report.ports)] if report.ports else lines)

@@ -113,8 +113,5 @@ def _losses(layer: Layer, outputs: jax.Array, steps: Steps) -> jax.Array:
     # compared, not indexed: the derivative of indexing is a scatter, slow on a CPU
     chosen = steps.labels[..., None] == jnp.arange(outputs.shape[-1], dtype=steps.labels.dtype)
     picked = jnp.where(chosen, outputs, 0).sum(axis=-1)
-    if layer.activation == "softmax":
-        entropies = -jnp.log(picked)
-    else:
-        entropies = jax.nn.logsumexp(outputs, axis=-1) - picked
+    entropies = -jnp.log(picked) if layer.activation == "softmax" else jax.nn.logsumexp(outputs, axis=-1) - picked
     return steps.loss_weights * entropies.sum(axis=-1)

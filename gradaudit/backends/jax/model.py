@@ -54,11 +54,13 @@ class _Program:
         return self._function(*arguments)
 
     def working_bytes(self, *arguments: Any) -> int:
-        """The memory that XLA sets aside for intermediate values; 0 where it is not known."""
-        self(*arguments)  # now it is compiled, or known not to be
+        """The memory that XLA sets aside for intermediate values; 0 where nobody knows. Compiles, but does not run."""
         if self._jitted is None:
             return 0
-        analysis = self._jitted.lower(*arguments).compile().memory_analysis()
+        try:
+            analysis = self._jitted.lower(*arguments).compile().memory_analysis()
+        except Exception:  # noqa: BLE001  # the user's own error, which is for the call to raise, not for a question
+            return 0
         return 0 if analysis is None else int(analysis.temp_size_in_bytes)
 
 
@@ -82,8 +84,8 @@ class Programs:
         def batched(stacked: Any, *arguments: Any) -> Any:
             return jax.vmap(lambda p: loss(p, *arguments))(stacked)
 
-        self.loss = _Program(loss, jit=jit) if forward is None else forward.loss
-        self.batched = (jax.jit(batched) if jit else None) if forward is None else forward.batched
+        self.loss: _Program = _Program(loss, jit=jit) if forward is None else forward.loss
+        self.batched: _Program = _Program(batched, jit=jit) if forward is None else forward.batched
         self.value_and_grad = _Program(jax.value_and_grad(loss), jit=jit)
         self.jvp = _Program(jvp, jit=jit)
 
@@ -116,7 +118,7 @@ class JaxModel:
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
         with precision(self._parameters):
             self._arguments = jax.tree.map(jnp.asarray, tuple(arguments))
-        self._batches = self._programs.batched is not None
+        self._jit = self._batches = jit
         self._point_bytes: int | None = None
 
     def parameters(self) -> NamedArrays:
@@ -159,19 +161,23 @@ class JaxModel:
     def point_bytes(self) -> int:
         """Working memory of one more point, in bytes: parameters and, where compiled, intermediate values."""
         if self._point_bytes is None:
-            with precision(self._parameters):
-                working = self._programs.loss.working_bytes(self._parameters, *self._arguments)
+            working = int(self.evaluate(self._programs.loss.working_bytes, self._parameters))
             # padding can double the number of points
             self._point_bytes = 2 * (working + sum(p.nbytes for p in self._parameters.values()))
         return self._point_bytes
 
     def along(self, points: Sequence[Point]) -> Array:
         """The losses at K points, (K,): by vmap, or in a loop where the function cannot be batched."""
-        if self._batches and len(points) > 1:
-            try:
-                return self._together(points)
-            except Exception:  # noqa: BLE001  # no one type says "no batching rule"; the loop raises what is no such thing
-                self._batches = False
+        if not self._batches or len(points) < 2:
+            return self._one_by_one(points)
+        try:
+            return self._together(points)
+        except Exception:  # noqa: BLE001  # no one type says "no batching rule"; what is none, the loop raises again
+            losses = self._one_by_one(points)
+            self._batches = False
+            return losses
+
+    def _one_by_one(self, points: Sequence[Point]) -> Array:
         return np.array([self.loss(displace(self._parameters, point)) for point in points])
 
     def _together(self, points: Sequence[Point]) -> Array:
@@ -182,11 +188,11 @@ class JaxModel:
         return losses[: len(points)]
 
     def twin(self) -> JaxModel | None:
-        """The same function at the same numbers in float64; None: it is float64 already."""
+        """The same function from the same numbers in float64; None: it is float64 already."""
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
         wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
-        return JaxModel(self._programs, wide, arguments=self._arguments)
+        return JaxModel(self._programs, wide, jit=self._jit, arguments=self._arguments)
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave JAX's configuration as it was."""

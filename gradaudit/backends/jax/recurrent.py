@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import NamedTuple, final
+from typing import NamedTuple, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from gradaudit.backends.jax.model import JaxModel, Programs
 from gradaudit.recurrent import Problem
 
 __all__ = ["JaxNetwork"]
+
+_Jitted: TypeAlias = Callable[..., jax.Array]
 
 
 class _Data(NamedTuple):
@@ -60,8 +63,8 @@ class _Objective:
         state, losses = self._initial_state(weights, data), data.held_losses
         if self.n_cut:
             # stopped at its inputs, this scan has no derivative at all, so nothing is stored for it
-            cut = lax.stop_gradient((weights, state, data.steps.part(slice(self.n_cut))))
-            state, early = cells.walk(self.layer, *cut, reduce)
+            stopped, state, cut = lax.stop_gradient((weights, state, data.steps.part(slice(self.n_cut))))
+            state, early = cells.walk(self.layer, stopped, state, cut, reduce)
             losses = jnp.concatenate([losses, early])
         _, late = cells.walk(self.layer, weights, state, data.steps.part(slice(self.n_cut, None)), reduce)
         return jnp.concatenate([losses, late])
@@ -73,9 +76,9 @@ class _NetworkPrograms:
 
     def __init__(self, objective: _Objective) -> None:
         forward = _programs(replace(objective, n_cut=0)) if objective.n_cut else None
-        self.model = Programs(objective, forward=forward and forward.model)
-        self.step_losses = forward.step_losses if forward else jax.jit(objective.step_losses)
-        self.state_after = forward.state_after if forward else jax.jit(objective.state_after, static_argnums=0)
+        self.model: Programs = Programs(objective, forward=forward and forward.model)
+        self.step_losses: _Jitted = forward.step_losses if forward else jax.jit(objective.step_losses)
+        self.state_after: _Jitted = forward.state_after if forward else jax.jit(objective.state_after, static_argnums=0)
 
 
 @lru_cache(maxsize=64)

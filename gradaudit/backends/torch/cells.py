@@ -8,6 +8,7 @@ wanted; the blocks do not depend on the truncation, so it does not change a bit 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -21,6 +22,8 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 #: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
 BLOCK = 256
+#: Below this many entries PyTorch itself leaves an entrywise function to one thread.
+_SMALL = 32_768
 
 
 def activate(a: Tensor, activation: Activation) -> Tensor:
@@ -68,11 +71,26 @@ def run(
 
 def _walk(recurrent: Tensor, products: Tensor, state: Tensor, activation: Activation) -> list[Tensor]:
     states = []
-    # unbind, because the backward pass of products[t] fills a tensor of the size of products for every t
-    for product in products.unbind(0):
-        state = activate(torch.baddbmm(product, recurrent, state), activation)
-        states.append(state)
+    with _serial(state.numel()):
+        # unbind, because the backward pass of products[t] fills a tensor of the size of products for every t
+        for product in products.unbind(0):
+            state = activate(torch.baddbmm(product, recurrent, state), activation)
+            states.append(state)
     return states
+
+
+@contextmanager
+def _serial(size: int) -> Iterator[None]:
+    """One thread for small steps: PyTorch splits a softmax over columns among threads, however small it is.
+
+    Waiting for the other thread takes 10 times as long as the softmax of the seed case, on a busy machine 1,000 times.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1 if size < _SMALL else n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _blocks(n_steps: int) -> Iterator[slice]:

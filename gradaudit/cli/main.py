@@ -1,0 +1,104 @@
+"""Commands, options and exit codes: 0 agree, 1 disagree, 2 usage, 3 inconclusive, 4 backend missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import click
+
+from gradaudit.backends import registry
+from gradaudit.cli import demo as demo_command
+from gradaudit.cli.output import backends_table, progress
+from gradaudit.diagnose.table import RULES, page
+from gradaudit.errors import BackendNotInstalledError, BackendVersionError, GradauditError
+from gradaudit.recurrent import Truncation
+from gradaudit.render.to_text import table
+
+__all__ = ["cli"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_USAGE, _BACKEND_MISSING = 2, 4
+
+
+def _errors_as_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except GradauditError as error:
+            click.echo(f"error: {error}", err=True)
+            missing = isinstance(error, BackendNotInstalledError | BackendVersionError)
+            sys.exit(_BACKEND_MISSING if missing else _USAGE)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="gradaudit")
+def cli() -> None:
+    """Is the analytic gradient the derivative of this loss, how far is it off, and why?"""
+
+
+@cli.command()
+@click.option("--backend", default="numpy", show_default=True, help="numpy, torch, jax, tensorflow, or all installed.")
+@click.option("--sequences", default=10, show_default=True, help="Number of sequences.")
+@click.option("--steps", default=10_000, show_default=True, help="Steps in each sequence.")
+@click.option("--features", default=2, show_default=True, help="Dimension of a feature vector.")
+@click.option("--classes", default=2, show_default=True, help="Number of classes.")
+@click.option("--truncation", default="tail:1", show_default=True, help="none or tail:K, of the recurrent net.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the weights, the data and the probes.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Save all reports here.")
+@_errors_as_exit_codes
+def demo(
+    backend: str,
+    sequences: int,
+    steps: int,
+    features: int,
+    classes: int,
+    truncation: str,
+    dtype: str,
+    seed: int,
+    json_path: str | None,
+) -> None:
+    """The original case: one function, two networks, and a gradient ten thousand times too small.
+
+    Exits with 0 when the case is reproduced: the feed-forward net agrees, the truncated recurrent net disagrees
+    because of its truncation, and agrees with the truncation lifted.
+    """
+    case = demo_command.Case(
+        n_sequences=sequences,
+        n_steps=steps,
+        n_features=features,
+        n_classes=classes,
+        dtype=dtype,
+        seed=seed,
+        truncation=Truncation.parse(truncation),
+    )
+    with progress("auditing") as advance:
+        outcome = demo_command.run(backend, case, echo=click.echo, progress=advance)
+    if json_path is not None:
+        outcome.report.save(json_path)
+        click.echo(f"\nsaved to {json_path}")
+    sys.exit(0 if outcome.reproduced else 1)
+
+
+@cli.command()
+def backends() -> None:
+    """What is installed."""
+    click.echo("\n".join(backends_table(registry.BACKENDS)))
+
+
+@cli.command()
+@click.argument("code", required=False)
+@_errors_as_exit_codes
+def explain(code: str | None) -> None:
+    """What a finding CODE means, a minimal program that has it, and how to mend it; without CODE, all codes."""
+    if code is None:
+        click.echo("\n".join(table([[rule.code, rule.title] for rule in sorted(RULES, key=lambda rule: rule.code)])))
+    else:
+        click.echo(page(code.upper()))

@@ -1,0 +1,1 @@
+"""Public helpers for tests: named cases whose truth is known."""
