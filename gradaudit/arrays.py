@@ -84,7 +84,7 @@ def as_scalar(value: Any, where: str) -> Scalar:
     if not np.issubdtype(array.dtype, np.floating):
         msg = f"the loss has dtype {array.dtype}, but it must be a real floating-point number"
         raise ModelContractError(msg, where=where, hint="return a float, for example loss * 1.0")
-    scalar: Scalar = array[()]
+    scalar: Scalar = array.dtype.type(array)
     return scalar
 
 

@@ -186,7 +186,7 @@ def _entries(spec: ParameterSpec, comparisons: list[Comparison]) -> Entries | No
     if len(by_index) < spec.size:
         return None
     ordered = [by_index[index] for index in np.ndindex(spec.shape)]
-    lengths = [float(next(iter(c.direction.scales.values()))) for c in ordered]  # type: ignore[arg-type]  # one number
+    lengths = [float(next(iter(c.direction.scales.values()))) for c in ordered]
     pairs = list(zip(ordered, lengths, strict=True))
     return Entries(
         analytic=tuple(c.analytic / length for c, length in pairs),

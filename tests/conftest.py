@@ -62,11 +62,13 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    whole_run = not (session.config.option.keyword or session.config.option.collectonly) and session.testscollected
+    config = session.config
+    selected = config.option.keyword or config.option.collectonly or config.args_source is pytest.Config.ArgsSource.ARGS
+    whole_run = session.testscollected and not selected
     unexercised = [name for name in required() or [] if not _passed[name]]
     if whole_run and unexercised and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        session.config.stash[UNEXERCISED] = unexercised
+        config.stash[UNEXERCISED] = unexercised
 
 
 UNEXERCISED = pytest.StashKey[list[str]]()

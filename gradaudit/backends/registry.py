@@ -1,4 +1,4 @@
-"""Which backends there are, which are installed, and how to get one. No framework is imported before it is asked for."""
+"""Which backends there are, which are installed, and how to get one; a framework is imported when it is asked for."""
 
 from __future__ import annotations
 

@@ -146,10 +146,11 @@ def _in_words(case: Case, audits: _Audits) -> str:
         agree = all(report.verdict is Verdict.AGREE for report in audits.reports())
         return "What is going on: nothing. All gradients are right." if agree else "What is going on: see the findings."
     ratio = finding.numbers["norm_ratio"]
+    visited = "the last step" if case.truncation.k == 1 else f"the last {case.truncation.k} steps"
     return (
-        f"What is going on: the recurrent net's gradient is {1 / ratio:,.0f} times too small (norm ratio {number(ratio)}), "
-        f"because its\nbackward pass is truncated, {case.truncation}: it visits the last {case.truncation.k} of "
-        f"{case.n_steps:,} steps. Lift the truncation, and the gradient is right."
+        f"What is going on: the recurrent net's gradient is {1 / ratio:,.0f} times too small (ratio {number(ratio)}),\n"
+        f"because its backward pass is truncated, {case.truncation}: it visits {visited} of {case.n_steps:,} only.\n"
+        f"Lift the truncation, and the gradient is right: build the layer with none()."
     )
 
 

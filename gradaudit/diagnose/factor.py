@@ -12,8 +12,8 @@ __all__ = ["constant_ratio", "sign"]
 
 #: A factor is named by a size when it equals it this closely.
 _NAMED = 2e-3
-#: One line always fits one number; several do not by chance.
-_LEAST_LINES = 3
+#: One line always fits one number; a second one does not by chance, unless there is only one entry.
+_LEAST_LINES = 2
 
 
 def sign(evidence: Evidence) -> Finding | None:
@@ -62,7 +62,8 @@ def _factor(evidence: Evidence) -> tuple[list[str], float] | None:
     lines = evidence.lines(names)
     factor = least_squares_ratio(lines)
     tolerance = Precision(analytic=_precision(evidence), numeric=0.0).tolerance
-    if len(lines) < _LEAST_LINES or not abs(factor) > tolerance:
+    n_entries = sum(spec.size for spec in evidence.baseline.specs if spec.name in names)
+    if min(len(lines), n_entries) < _LEAST_LINES or not abs(factor) > tolerance:
         return None
     return (names, factor) if all(_fits(c, factor, tolerance) for c in lines) else None
 

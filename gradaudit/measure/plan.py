@@ -1,4 +1,4 @@
-"""Which directions are probed: the whole model, along the gradient's signs, tensor by tensor, small tensors by entry."""
+"""Which directions are probed: the whole model, along the gradient, tensor by tensor, small tensors by entry."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def entries(parameters: NamedArrays, lengths: dict[str, float | Array], names: S
         if size > _SMALL_TENSOR or len(probes) + size > _ALL_ENTRIES:
             break
         length = np.broadcast_to(lengths[name], parameters[name].shape)
-        for index in np.ndindex(parameters[name].shape):
-            probes.append(Probe(entry_direction(name, index, float(length[index])), name))
+        indices = np.ndindex(parameters[name].shape)
+        probes += [Probe(entry_direction(name, index, float(length[index])), name) for index in indices]
     return probes

@@ -1,9 +1,9 @@
 """A slope with an error bound, from values on both sides of the base point.
 
 The odd part of the loss, ``o(h) = (f(h) - f(-h)) / 2 = f'(0) h + a3 h^3 + ...``, is fitted by weighted least squares on
-windows of levels (a longest step and those below it) with 1, 2, ... terms. Neighbouring windows and one more term show the truncation error, the weights
-show the noise: the bound is built from both (the idea of comparing neighbours is Romberg's 1955 and Ridders' 1982;
-weighting by noise instead of trusting a tableau is what keeps the bound honest).
+windows of levels (a longest step and those below it) with 1, 2, ... terms. Neighbouring windows and one more term show
+the truncation error, the weights show the noise: the bound is built from both (the idea of comparing neighbours is
+Romberg's 1955 and Ridders' 1982; weighting by noise instead of trusting a tableau is what keeps the bound honest).
 """
 
 from __future__ import annotations

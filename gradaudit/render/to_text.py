@@ -38,11 +38,13 @@ def headline(report: AuditReport) -> str:
     version = report.environment.get(name, "")
     framework = f"{name} {version}, " if name else ""
     given = " given its truncation" if report.judged == "frozen" else ""
-    left = f"{report.verdict}{given}   {report.target} ({framework}{report.dtype}; numeric: {report.source})"
-    right = f"{report.evaluations} evaluations, {report.seconds:.2f} s"
-    if len(left) + len(right) + 2 > _WIDTH:
-        return f"{left}\n{right:>{_WIDTH}}"
-    return f"{left}{right:>{_WIDTH - len(left)}}"
+    left = f"{report.verdict}{given}   {report.target}"
+    source = f"({framework}{report.dtype}; numeric: {report.source})"
+    cost = f"{report.evaluations} evaluations, {report.seconds:.2f} s"
+    if len(left) + len(source) + len(cost) + 3 <= _WIDTH:
+        left = f"{left} {source}"
+        return f"{left}{cost:>{_WIDTH - len(left)}}"
+    return "\n".join([*textwrap.wrap(left, _WIDTH), f"  {source}{cost:>{_WIDTH - len(source) - 2}}"])
 
 
 def number(value: float) -> str:
@@ -76,10 +78,8 @@ def finding_text(finding: Finding) -> str:
 def _would_have_been_seen(report: AuditReport) -> list[str]:
     coarsest = max(report.parameters, key=lambda p: p.resolution)
     n = len(report.parameters)
-    return [
-        f"  {n} parameter tensor{'s' if n != 1 else ''}; a relative error above {number(coarsest.resolution)} "
-        f"would have been seen in any of them (the coarsest: {coarsest.name})."
-    ]
+    tensors = f"{n} parameter tensor{'s' if n != 1 else ''}"
+    return [f"  {tensors}; a relative error above {number(coarsest.resolution)} would have been seen in any of them."]
 
 
 def _parameters(parameters: Sequence[ParameterResult]) -> list[str]:

@@ -12,11 +12,12 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gradaudit.recurrent import Activation
 
-__all__ = ["Layer", "Reduce", "Steps", "Weights", "keep", "total", "walk"]
+__all__ = ["Layer", "Reduce", "Steps", "Weights", "keep", "total", "walk", "working_bytes"]
 
 Weights: TypeAlias = dict[str, jax.Array]
 #: What is kept of the losses (B,) of a block of steps: `keep` or `total`.
@@ -24,6 +25,8 @@ Reduce: TypeAlias = Callable[[jax.Array], jax.Array]
 
 #: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
 _BLOCK = 256
+#: Arrays of the size of one block of outputs that are alive at once.
+_LIVE_BLOCKS = 4
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda a: a,
     "tanh": jnp.tanh,
@@ -74,17 +77,28 @@ def walk(layer: Layer, weights: Weights, state: jax.Array, steps: Steps, reduce:
         return outputs[-1], reduce(_losses(layer, outputs, steps))
 
     n_steps = steps.inputs.shape[0]
-    if n_steps == 0:
-        return state, jnp.zeros(0, state.dtype)
-    # a short block first, so that the others have one size and share one loop
-    n_first = n_steps % _BLOCK or min(n_steps, _BLOCK)
-    state, losses = block(state, steps.part(slice(n_first)))
-    if n_first == n_steps:
-        return state, losses
-    rest = steps.part(slice(n_first, None))
-    blocks = Steps(*(array.reshape(-1, _BLOCK, *array.shape[1:]) for array in rest))
-    state, more = lax.scan(block, state, blocks)
-    return state, jnp.concatenate([losses, more.reshape(-1)])
+    size = _block_size(n_steps)
+    kept = [jnp.zeros(0, state.dtype)]
+    if n_first := n_steps % size:
+        state, losses = block(state, steps.part(slice(n_first)))
+        kept.append(losses)
+    if n_steps > n_first:
+        rest = steps.part(slice(n_first, None))
+        blocks = Steps(*(array.reshape(-1, size, *array.shape[1:]) for array in rest))
+        state, losses = lax.scan(block, state, blocks)
+        kept.append(losses.reshape(-1))
+    return state, jnp.concatenate(kept)
+
+
+def _block_size(n_steps: int) -> int:
+    """The longest that leaves no remainder, unless it is short: a remainder compiles the block a second time."""
+    even = max((size for size in range(1, _BLOCK + 1) if n_steps % size == 0), default=_BLOCK)
+    return even if even >= _BLOCK // 4 else _BLOCK
+
+
+def working_bytes(n_steps: int, n_sequences: int, n_classes: int, dtype: str) -> int:
+    """Memory that one network takes in `walk` where only the loss is wanted."""
+    return _LIVE_BLOCKS * min(n_steps, _BLOCK) * n_sequences * n_classes * np.dtype(dtype).itemsize
 
 
 def _outputs(layer: Layer, weights: Weights, state: jax.Array, inputs: jax.Array) -> jax.Array:

@@ -104,6 +104,7 @@ class JaxModel:
         jit: compile the function. One that needs concrete values is run op by op instead, points in a loop. Say False
             for a function with side effects or NumPy randomness, which compiling would run only once.
         arguments: what the function takes after the parameters, for example its data: not baked into the programs.
+        working_bytes: memory that the loss takes beside its parameters; by default what XLA says, 0 where not compiled.
     """
 
     def __init__(
@@ -113,13 +114,14 @@ class JaxModel:
         *,
         jit: bool = True,
         arguments: Sequence[Any] = (),
+        working_bytes: int | None = None,
     ) -> None:
         self._programs = function if isinstance(function, Programs) else Programs(function, jit=jit)
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
         with precision(self._parameters):
             self._arguments = jax.tree.map(jnp.asarray, tuple(arguments))
         self._jit = self._batches = jit
-        self._point_bytes: int | None = None
+        self._working_bytes = working_bytes
 
     def parameters(self) -> NamedArrays:
         """The base point."""
@@ -159,12 +161,11 @@ class JaxModel:
 
     @property
     def point_bytes(self) -> int:
-        """Working memory of one more point, in bytes: parameters and, where compiled, intermediate values."""
-        if self._point_bytes is None:
-            working = int(self.evaluate(self._programs.loss.working_bytes, self._parameters))
-            # padding can double the number of points
-            self._point_bytes = 2 * (working + sum(p.nbytes for p in self._parameters.values()))
-        return self._point_bytes
+        """Working memory of one more point, in bytes."""
+        if self._working_bytes is None:
+            self._working_bytes = int(self.evaluate(self._programs.loss.working_bytes, self._parameters))
+        # padding can double the number of points
+        return 2 * (self._working_bytes + sum(p.nbytes for p in self._parameters.values()))
 
     def along(self, points: Sequence[Point]) -> Array:
         """The losses at K points, (K,): by vmap, or in a loop where the function cannot be batched."""

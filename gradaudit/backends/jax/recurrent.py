@@ -102,7 +102,14 @@ class JaxNetwork:
         learned = "h0" in problem.weights and held is None
         n_cut = problem.n_cut - self._first
         self._programs = _programs(_Objective(layer=layer, n_cut=n_cut, learned=learned))
-        self.model = JaxModel(self._programs.model, problem.weights, arguments=(self._data(problem),))
+        self.model = JaxModel(
+            self._programs.model,
+            problem.weights,
+            arguments=(self._data(problem),),
+            working_bytes=cells.working_bytes(
+                problem.n_steps, problem.n_sequences, problem.spec.n_classes, problem.dtype
+            ),
+        )
 
     def _data(self, problem: Problem) -> _Data:
         labels, held = problem.labels().astype(np.int32), problem.held

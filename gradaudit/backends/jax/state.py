@@ -23,8 +23,9 @@ def preserved() -> Iterator[None]:
     try:
         yield
     finally:
+        after = jax.config.values
         for name, value in before.items():
-            if jax.config.values[name] != value:
+            if after[name] != value:
                 jax.config.update(name, value)
 
 

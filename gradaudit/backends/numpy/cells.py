@@ -51,13 +51,13 @@ def activate(a: Array, activation: Activation) -> Array:
 def jacobian_product(h: Array, v: Array, activation: Activation) -> Array:
     """(d activation / d a) @ v from the output h. All five Jacobians are symmetric: forward and backward are one."""
     if activation == "tanh":
-        return v * (1 - h * h)
+        return np.asarray(v * (1 - h * h))
     if activation == "relu":
-        return v * (h > 0)
+        return np.asarray(v * (h > 0))
     if activation == "sigmoid":
-        return v * (h * (1 - h))
+        return np.asarray(v * (h * (1 - h)))
     if activation == "softmax":
-        return h * (v - (h * v).sum(axis=-2, keepdims=True))
+        return np.asarray(h * (v - (h * v).sum(axis=-2, keepdims=True)))
     return v
 
 
@@ -74,9 +74,9 @@ def run(parameters: NamedArrays, inputs: Array, state: Array, activation: Activa
     transposed = np.ascontiguousarray(recurrent.swapaxes(-1, -2))
     for steps in _blocks(len(inputs)):
         states = _input_product(parameters, inputs[steps])
-        for a in states:
-            a += np.einsum("khj,khn->kjn", recurrent, state) if small else transposed @ state
-            state = activate(a, activation)
+        for t in range(len(states)):
+            states[t] += np.einsum("khj,khn->kjn", recurrent, state) if small else transposed @ state
+            state = activate(states[t], activation)
         yield steps, states
 
 
@@ -130,7 +130,7 @@ def back(recurrent: Array, states: Array, cotangents: Array, activation: Activat
 def tangent(
     tangents: NamedArrays, parameters: NamedArrays, inputs: Array, states: Array, before: Array, activation: Activation
 ) -> Array:
-    """Forward mode: the tangents of the states, (T, H, N); ``before`` is h_0 with the tangent of h0 (zero if absent)."""
+    """Forward mode: the tangents of the states, (T, H, N); ``before``, h_0, moves with the tangent of h0."""
     previous = np.concatenate([before[None], states[:-1]])
     moved = {"W": tangents["W"][None], "b": tangents["b"][None]}
     sources = _input_product(moved, inputs)[:, 0] + tangents["R"].T @ previous

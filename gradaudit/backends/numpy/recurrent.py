@@ -43,7 +43,7 @@ class NumpyNetwork:
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """What each step adds to the loss, (T,)."""
-        return self._batched_step_losses(_lead(parameters))[0]
+        return np.asarray(self._batched_step_losses(_lead(parameters))[0])
 
     def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
         """The hidden state (N, H) after ``n_steps`` steps."""

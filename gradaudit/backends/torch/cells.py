@@ -8,7 +8,6 @@ wanted; the blocks do not depend on the truncation, so it does not change a bit 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -22,8 +21,6 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 #: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
 BLOCK = 256
-#: Below this many entries PyTorch itself leaves an entrywise function to one thread.
-_SMALL = 32_768
 
 
 def activate(a: Tensor, activation: Activation) -> Tensor:
@@ -53,44 +50,33 @@ def run(
     The first ``n_cut`` steps are computed without a tape: neither their outputs nor the state after them is
     differentiated, backward or forward.
     """
-    recurrent = parameters["R"].mT
     for steps in _blocks(len(inputs)):
-        products = _input_product(parameters, inputs[steps])
-        untaped = min(max(n_cut - steps.start, 0), len(products))
-        states: list[Tensor] = []
-        if untaped:
-            with torch.no_grad():
-                # forward mode knows no no_grad, but it does respect detach
-                states = _walk(recurrent.detach(), products[:untaped].detach(), state.detach(), activation)
-            state = states[-1]
-        # a view per block: autograd sums its uses first, then the blocks; one sum over 10,000 uses loses digits
-        states += _walk(recurrent.view_as(recurrent), products[untaped:], state, activation)
+        n_untaped = min(max(n_cut - steps.start, 0), steps.stop - steps.start)
+        states = _states(parameters, inputs[steps], state, activation, n_untaped)
         state = states[-1]
-        yield steps, torch.stack(states)
+        yield steps, states
+
+
+def _states(parameters: Tensors, inputs: Tensor, state: Tensor, activation: Activation, n_untaped: int) -> Tensor:
+    # every block has its own view of R: autograd sums the uses in it, then the views; one long sum would lose digits
+    recurrent = parameters["R"].mT
+    products = _input_product(parameters, inputs)
+    untaped: list[Tensor] = []
+    if n_untaped:
+        with torch.no_grad():
+            # detached as well, because forward mode heeds detach, not no_grad
+            untaped = _walk(recurrent.detach(), products[:n_untaped].detach(), state.detach(), activation)
+        state = untaped[-1]
+    return torch.stack(untaped + _walk(recurrent, products[n_untaped:], state, activation))
 
 
 def _walk(recurrent: Tensor, products: Tensor, state: Tensor, activation: Activation) -> list[Tensor]:
     states = []
-    with _serial(state.numel()):
-        # unbind, because the backward pass of products[t] fills a tensor of the size of products for every t
-        for product in products.unbind(0):
-            state = activate(torch.baddbmm(product, recurrent, state), activation)
-            states.append(state)
+    # unbind, because the backward pass of products[t] fills a tensor of the size of products for every t
+    for product in products.unbind(0):
+        state = activate(torch.baddbmm(product, recurrent, state), activation)
+        states.append(state)
     return states
-
-
-@contextmanager
-def _serial(size: int) -> Iterator[None]:
-    """One thread for small steps: PyTorch splits a softmax over columns among threads, however small it is.
-
-    Waiting for the other thread takes 10 times as long as the softmax of the seed case, on a busy machine 1,000 times.
-    """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1 if size < _SMALL else n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _blocks(n_steps: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
-from gradaudit.backends.torch.state import preserved
+from gradaudit.backends.torch.state import preserved, threads
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
 
@@ -52,6 +52,7 @@ class TorchModel:
         batched: parameters with a leading axis K -> (K,) losses; by default `torch.func.vmap` of the function where
             that works, else a loop.
         point_bytes: working memory of one point in a batch; by default measured.
+        n_threads: on how many threads PyTorch computes meanwhile; by default on as many as are set.
 
     Raises:
         ModelContractError: a parameter has a dtype that NumPy lacks.
@@ -64,10 +65,12 @@ class TorchModel:
         *,
         batched: Function | None = None,
         point_bytes: int | None = None,
+        n_threads: int | None = None,
     ) -> None:
         self._function = function
         self._batched = batched
         self._given_point_bytes = point_bytes
+        self._n_threads = n_threads
         self._parameters = frozen_copy({name: _parameter(name, p) for name, p in parameters.items()})
         default = torch.get_default_device()
         self._devices = {name: getattr(p, "device", default) for name, p in parameters.items()}
@@ -83,7 +86,7 @@ class TorchModel:
         Raises:
             ModelContractError: it is not one real floating-point number.
         """
-        with _recording():
+        with self._recording():
             return _scalar(self._function(self._tensors(parameters)), "loss()")
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
@@ -93,7 +96,7 @@ class TorchModel:
             ModelContractError: the loss is not one real floating-point number.
         """
         leaves = {name: p.requires_grad_() for name, p in self._tensors(parameters).items()}
-        with _recording():
+        with self._recording():
             loss = self._function(dict(leaves))
             value = _scalar(loss, "value_and_grad()")
             if not (isinstance(loss, Tensor) and loss.requires_grad):
@@ -110,7 +113,7 @@ class TorchModel:
         _load_forward_mode()
         primals = self._tensors(parameters)
         moved = self._tensors({name: np.asarray(tangents[name], p.dtype) for name, p in parameters.items()})
-        with _recording():
+        with self._recording():
             loss, tangent = torch.func.jvp(self._function, (primals,), (moved,))
         _scalar(loss, "jvp()")
         return float(tangent)
@@ -125,7 +128,7 @@ class TorchModel:
     def along(self, points: Sequence[Point]) -> Array:
         """The losses at K points, (K,)."""
         if self._batched is not None:
-            with _recording():
+            with self._recording():
                 return as_array(self._batched(self._tensors(stack(self._parameters, points))))
         losses = self._vectorised(points) if self._vectorises else None
         if losses is None:
@@ -148,6 +151,7 @@ class TorchModel:
                 parameters,
                 batched=self._batched,
                 point_bytes=None if given is None else given * 8 // smallest,
+                n_threads=self._n_threads,
             )
             loss = twin.loss(twin.parameters())
         except (RuntimeError, TypeError):
@@ -162,13 +166,23 @@ class TorchModel:
         """PyTorch's version."""
         return environment()
 
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Grad mode, whatever mode the caller is in.
+
+        The losses too are evaluated in it: a loss may differentiate inside, as a physics-informed network does. It
+        costs nothing, since there is no tape where no parameter requires a gradient.
+        """
+        with torch.inference_mode(mode=False), torch.enable_grad(), threads(self._n_threads):
+            yield
+
     def _tensors(self, arrays: NamedArrays) -> dict[str, Tensor]:
         return {name: as_tensor(array, self._devices[name]) for name, array in arrays.items()}
 
     def _vectorised(self, points: Sequence[Point]) -> Array | None:
         """The losses by vmap, or None, for good, where the function is beyond it."""
         try:
-            with _recording():
+            with self._recording():
                 losses = as_array(torch.func.vmap(self._function)(self._tensors(stack(self._parameters, points))))
         except Exception:  # noqa: BLE001  # whatever is wrong, the loop meets it again if it is not vmap's fault
             self._vectorises = False
@@ -185,20 +199,9 @@ class TorchModel:
             return tensor
 
         leaves = {name: p.requires_grad_() for name, p in self._tensors(self._parameters).items()}
-        with _recording(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with self._recording(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self._function(leaves)
         return sum(saved.values())
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    """Grad mode, whatever mode the caller is in.
-
-    The losses too are evaluated in it: a loss may differentiate inside (a physics-informed network does). It costs
-    nothing, since there is no tape where no parameter requires a gradient.
-    """
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        yield
 
 
 @cache

@@ -11,12 +11,17 @@ from torch import Tensor
 from gradaudit.arrays import Array, NamedArrays
 from gradaudit.backends.torch import cells
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
+from gradaudit.backends.torch.state import threads
 from gradaudit.recurrent import Problem
 
 __all__ = ["TorchNetwork"]
 
 #: Arrays of the size of one block of states that a batched evaluation holds at once.
 _LIVE_BLOCKS = 4
+#: Steps of fewer entries are computed on one thread. PyTorch leaves most functions of that size to one thread itself,
+#: but not a softmax over columns, nor MKL a product; waiting for the others takes 10 times as long as computing, on a
+#: busy machine 1,000 times.
+_SMALL = 32_768
 
 
 class TorchNetwork:
@@ -37,22 +42,25 @@ class TorchNetwork:
         self._loss_weights = as_tensor(problem.loss_weights())
         self._n_cut = problem.n_cut
         self._first = problem.n_cut if problem.held is not None else 0
-        block = min(problem.n_steps, cells.BLOCK) * problem.n_sequences * self._spec.n_classes
+        step = problem.n_sequences * self._spec.n_classes
+        self._n_threads = 1 if step < _SMALL else None
+        block = min(problem.n_steps, cells.BLOCK) * step
         self.model = TorchModel(
             self._loss,
             {name: as_tensor(weight) for name, weight in problem.weights.items()},
             batched=self._losses,
-            point_bytes=(_LIVE_BLOCKS * block + problem.n_steps) * np.dtype(problem.dtype).itemsize,
+            point_bytes=_LIVE_BLOCKS * block * np.dtype(problem.dtype).itemsize,
+            n_threads=self._n_threads,
         )
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """What each step adds to the loss, (T,)."""
-        with torch.no_grad():
-            return as_array(self._batched_step_losses(_lead(parameters))[0])
+        with torch.no_grad(), threads(self._n_threads):
+            return as_array(torch.cat(list(self._step_losses(_lead(parameters))), dim=1)[0])
 
     def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
         """The hidden state (N, H) after ``n_steps`` steps."""
-        with torch.no_grad():
+        with torch.no_grad(), threads(self._n_threads):
             state = self._initial_state(stacked := _lead(parameters))
             if n_steps:
                 # whole blocks, as in the pass that is audited: its very state, to the last bit
@@ -76,27 +84,24 @@ class TorchNetwork:
             return cells.dense(stacked, inputs, activation)
         return cells.run(stacked, inputs, self._initial_state(stacked), activation, self._n_cut - self._first)
 
-    def _batched_step_losses(self, stacked: cells.Tensors) -> Tensor:
+    def _step_losses(self, stacked: cells.Tensors) -> Iterator[Tensor]:
+        """What each step adds to the loss, by blocks of steps: (K, B)."""
         n_copies = len(stacked["b"])
-        parts: list[Tensor] = []
         if self._problem.held is not None:
-            held = self._problem.held.step_losses.astype(self._problem.dtype)
-            parts.append(as_tensor(held).expand(n_copies, -1))
+            yield as_tensor(self._problem.held.step_losses.astype(self._problem.dtype)).expand(n_copies, -1)
         first_loss = self._problem.n_steps - 1 if self._spec.outputs == "last" else 0
         for local, outputs in self._blocks(stacked):
             start, stop = self._first + local.start, self._first + local.stop
             # a step without a loss is left out, not weighted by 0: its cross-entropy may be infinite
-            counted = slice(min(max(start, first_loss), stop), stop)
-            parts.append(outputs.new_zeros(n_copies, counted.start - start))
-            entropies = cells.cross_entropy(
-                outputs[counted.start - start :], self._labels[counted], self._spec.activation
-            )
-            parts.append((self._loss_weights[counted, None] * entropies).T)
-        return torch.cat(parts, dim=1)
+            steps = slice(min(max(start, first_loss), stop), stop)
+            yield outputs.new_zeros(n_copies, steps.start - start)
+            entropies = cells.cross_entropy(outputs[steps.start - start :], self._labels[steps], self._spec.activation)
+            yield (self._loss_weights[steps, None] * entropies).T
 
     def _losses(self, stacked: cells.Tensors) -> Tensor:
-        # one sum over all steps: PyTorch sums in a cascade, with an error that hardly grows with T
-        losses = self._batched_step_losses(stacked).sum(dim=1)
+        # in float64: the roundings of a long sum would be noise in the loss
+        sums = (block.sum(dim=1, dtype=torch.float64) for block in self._step_losses(stacked))
+        losses = sum(sums, start=self._inputs.new_zeros((), dtype=torch.float64)).to(self._inputs.dtype)
         # plus an empty sum: where the cut is behind h0, its gradient is zero, not missing
         return losses + stacked["h0"][:, :0].sum(dim=1) if "h0" in stacked else losses
 

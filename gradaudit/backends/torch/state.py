@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["preserved"]
+__all__ = ["preserved", "threads"]
 
 #: (get, set) of each setting. Only a setting that differs is set again: some setters have side effects.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
@@ -42,3 +42,16 @@ def preserved() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def threads(n_threads: int | None) -> Iterator[None]:
+    """Let PyTorch compute on so many threads meanwhile; None: on as many as are set."""
+    before = torch.get_num_threads()
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        if n_threads is not None:
+            torch.set_num_threads(before)

@@ -1,0 +1,248 @@
+"""Whole audits of small models: verdicts, costs, determinism, state."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+import gradaudit
+from gradaudit import Verdict
+from gradaudit.errors import GradientMismatchError
+from tests.core.models import mlp, of, replaced, times
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_correct_gradient_agrees(dtype, seed):
+    report = gradaudit.audit(mlp(dtype=dtype, seed=seed), seed=seed)
+    assert report.verdict is not Verdict.DISAGREE
+    assert not [f for f in report.findings if f.code != "GA701"]
+    if dtype == "float64":
+        assert report.verdict is Verdict.AGREE
+        assert max(p.resolution for p in report.parameters) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["first", "bias", "second"])
+@pytest.mark.parametrize("factor", [1.0001, 1.1, 0.5, -1.0, 0.0, 1e4])
+def test_a_wrong_tensor_is_named(name, factor):
+    report = gradaudit.audit(mlp(times(factor, name)))
+    assert report.verdict is Verdict.DISAGREE
+    verdicts = {p.name: p.verdict for p in report.parameters}
+    assert verdicts == {n: Verdict.DISAGREE if n == name else Verdict.AGREE for n in ("first", "bias", "second")}
+    assert report.parameters[0].name == name
+    assert report.findings[0].parameters == (name,)
+
+
+@pytest.mark.parametrize("factor", [1.1, -1.0, 0.0])
+def test_a_wrong_float32_tensor_is_found_without_a_twin(factor):
+    report = gradaudit.audit(mlp(times(factor, "second"), dtype="float32"))
+    assert report.verdict is Verdict.DISAGREE
+    assert report.source == "the float32 loss itself"
+
+
+def test_one_wrong_entry_of_a_small_tensor_is_shown():
+    def fault(gradients):
+        wrong = gradients["second"].copy()
+        wrong[2, 1] *= 1.01
+        return gradients | {"second": wrong}
+
+    result = gradaudit.audit(mlp(fault))["second"]
+    assert result.verdict is Verdict.DISAGREE
+    entries = np.array([v is Verdict.DISAGREE for v in result.entries.verdict]).reshape(result.shape)
+    assert np.argwhere(entries).tolist() == [[2, 1]]
+    error = np.abs(result.analytic - result.numeric)
+    assert np.unravel_index(error.argmax(), error.shape) == (2, 1)
+    assert (error <= result.bound)[~entries].all()
+
+
+def test_the_scale_of_the_loss_does_not_matter():
+    for scale in (1e-30, 1e20):
+        parameters = {"x": np.array([0.3, 0.7])}
+        for factor, expected in ((1, Verdict.AGREE), (1.01, Verdict.DISAGREE)):
+            model = of(
+                lambda p, scale=scale: scale * np.sin(p["x"]).sum(),
+                lambda p, scale=scale, factor=factor: {"x": factor * scale * np.cos(p["x"])},
+                **parameters,
+            )
+            assert gradaudit.audit(model).verdict is expected
+
+
+@pytest.mark.parametrize(("unit", "offset"), [(1e-8, 0.0), (1e8, 0.0), (1.0, 1e6)])
+def test_parameters_of_any_size_and_a_large_constant(unit, offset):
+    model = of(
+        lambda p: offset + np.sin(p["x"] / unit).sum(),
+        lambda p: {"x": np.cos(p["x"] / unit) / unit},
+        x=np.array([0.3, 0.7, 1.2]) * unit,
+    )
+    assert gradaudit.audit(model).verdict is Verdict.AGREE
+
+
+def test_a_tensor_of_mixed_sizes_is_stepped_entry_by_entry():
+    unit = np.array([1e-6, 1.0, 1e6])
+    for factor, expected in ((1.0, Verdict.AGREE), (1.01, Verdict.DISAGREE)):
+        model = of(
+            lambda p: np.sin(p["x"] / unit).sum(),
+            lambda p, factor=factor: {"x": factor * np.cos(p["x"] / unit) / unit},
+            x=0.7 * unit,
+        )
+        assert gradaudit.audit(model).verdict is expected
+
+
+def test_the_cost_is_exact():
+    # baseline 3; whole model 21; along the gradient, 3 tensors and 18 entries of the small ones: 8 each
+    report = gradaudit.audit(mlp())
+    assert report.evaluations == 3 + 21 + 8 * (1 + 3 + 6 + 12)
+    assert report.gradients == 2
+    # and a full estimate on a fresh direction of the one that disagrees
+    wrong = gradaudit.audit(mlp(times(2.0, "first")))
+    assert wrong.evaluations == report.evaluations + 21
+
+
+def test_the_count_is_what_the_model_sees():
+    calls = {"loss": 0, "gradient": 0}
+
+    def loss(p):
+        calls["loss"] += 1
+        return (p["x"] ** 2).sum()
+
+    def gradient(p):
+        calls["gradient"] += 1
+        return {"x": 2 * p["x"]}
+
+    report = gradaudit.audit(of(loss, gradient, x=np.ones(3)))
+    # value_and_grad calls the loss once more
+    assert calls == {"loss": report.evaluations + report.gradients, "gradient": report.gradients}
+
+
+def test_progress_is_told():
+    seen = []
+    report = gradaudit.audit(mlp(), progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == report.evaluations
+
+
+@pytest.mark.parametrize("most", [3, 30, 60])
+def test_a_budget_too_small_is_said(most):
+    report = gradaudit.audit(mlp(times(2.0)), max_evaluations=most)
+    assert report.evaluations <= most
+    assert not report.complete
+    assert report.verdict is not Verdict.AGREE
+    assert f"The budget of {most} evaluations ended before the plan did." in str(report)
+    finding = next(f for f in report.findings if f.code == "GA701")
+    assert "the budget ended first" in finding.sentence
+    assert "a larger max_evaluations" in finding.remedy
+
+
+def test_the_same_seed_gives_the_same_report():
+    def without_time(report):
+        return report.to_json().replace(f'"seconds": {report.seconds}', "")
+
+    one, same, other = (gradaudit.audit(mlp(times(2.0, "bias")), seed=seed) for seed in (1, 1, 2))
+    assert without_time(one) == without_time(same)
+    assert one["bias"].ratio != other["bias"].ratio
+    assert one.verdict is other.verdict
+
+
+def test_selection_by_glob():
+    report = gradaudit.audit(mlp(times(2.0, "bias")), parameters="*s*")
+    assert sorted(p.name for p in report.parameters) == ["bias", "first", "second"]
+    report = gradaudit.audit(mlp(times(2.0, "bias")), parameters="*ir*")
+    assert [p.name for p in report.parameters] == ["first"]
+    assert report.verdict is Verdict.AGREE
+
+
+def test_a_none_gradient_is_missing():
+    report = gradaudit.audit(mlp(replaced(bias=None)))
+    assert report["bias"].missing
+    assert report["bias"].verdict is Verdict.DISAGREE
+    assert "missing" in str(report)
+
+
+def test_an_unused_parameter_with_zero_or_no_gradient_agrees():
+    for unused in (np.zeros(3), None):
+        model = of(
+            lambda p: np.sin(p["x"]).sum(),
+            lambda p, unused=unused: {"x": np.cos(p["x"]), "unused": unused},
+            x=[0.3, 0.7],
+            unused=np.ones(3),
+        )
+        assert gradaudit.audit(model).verdict is Verdict.AGREE
+
+
+def test_a_saddle_and_a_minimum_agree():
+    model = of(lambda p: (p["x"] ** 2).sum() + p["y"].sum() ** 3, lambda p: {"x": 2 * p["x"], "y": np.zeros(2)},
+               x=np.zeros(3), y=np.zeros(2))  # fmt: skip
+    assert gradaudit.audit(model).verdict is not Verdict.DISAGREE
+
+
+def test_assert_raises_with_the_report_and_returns_it():
+    assert gradaudit.assert_gradients_agree(mlp()).verdict is Verdict.AGREE
+    with pytest.raises(GradientMismatchError, match="the gradients do not agree: DISAGREE") as error:
+        gradaudit.assert_gradients_agree(mlp(times(2.0)))
+    assert error.value.report.verdict is Verdict.DISAGREE
+    assert isinstance(error.value, AssertionError)
+
+
+class Interrupted:
+    """A model that stops at the n-th loss."""
+
+    def __init__(self, error, at):
+        self.model, self.error, self.left = mlp(), error, at
+
+    def parameters(self):
+        return self.model.parameters()
+
+    def loss(self, parameters):
+        np.random.random()
+        random.random()
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return self.model.loss(parameters)
+
+    def value_and_grad(self, parameters):
+        return self.model.value_and_grad(parameters)
+
+
+@pytest.mark.parametrize(("error", "at"), [(KeyboardInterrupt(), 50), (ValueError("mine"), 1), (None, 10**9)])
+def test_random_generators_are_as_before(error, at):
+    np.random.seed(3)
+    random.seed(3)
+    before = np.random.get_state()[1].tolist(), random.getstate()
+    if error is None:
+        gradaudit.audit(Interrupted(error, at))
+    else:
+        with pytest.raises(type(error)):
+            gradaudit.audit(Interrupted(error, at))
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+
+
+def test_an_error_of_the_loss_at_perturbed_points_is_data():
+    class Picky(Interrupted):
+        def loss(self, parameters):
+            if not np.array_equal(parameters["first"], self.model.parameters()["first"]):
+                msg = "only here"
+                raise ValueError(msg)
+            return self.model.loss(parameters)
+
+    report = gradaudit.audit(Picky(None, 0))
+    assert report["first"].verdict is Verdict.INCONCLUSIVE
+    assert report["bias"].verdict is Verdict.AGREE
+    (finding,) = report.findings
+    assert finding.code == "GA701"
+    assert "is not finite, or raises" in finding.sentence
+
+
+def test_many_models_in_one_table():
+    report = gradaudit.audit_all({"right": mlp(), "wrong": mlp(times(2.0)), "other": of(
+        lambda p: (p["x"] ** 2).sum(), lambda p: {"x": 2 * p["x"]}, x=[1.0])})  # fmt: skip
+    assert report.verdict is Verdict.DISAGREE
+    assert [p.verdict for p in report.parts] == [Verdict.AGREE, Verdict.DISAGREE, Verdict.AGREE]
+    assert [p.gradient_difference for p in report.ports[:2]] == [0, pytest.approx(1)]
+    assert np.isnan(report.ports[2].gradient_difference)
+    assert report.part("wrong").verdict is Verdict.DISAGREE
+    with pytest.raises(KeyError, match="no part 'none'; there are right, wrong, other"):
+        report.part("none")
+    assert report.evaluations == sum(p.evaluations for p in report.parts)

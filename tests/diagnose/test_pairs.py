@@ -1,0 +1,211 @@
+"""Each rule in pairs: it fires on a wrong gradient of its kind, and is silent on correct but hard ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradaudit
+from gradaudit import Verdict
+from gradaudit.backends.numpy import NumpyModel, backend
+from gradaudit.recurrent import RecurrentSpec, initial_weights, none, random_sequences, tail
+from tests.core.models import mlp, of, replaced, times
+
+SPEC = RecurrentSpec(n_features=2, n_classes=3, activation="tanh")
+DATA = random_sequences(SPEC, n_sequences=4, n_steps=30, seed=0, dtype="float64")
+WEIGHTS = {n: 0.5 * np.random.default_rng(7).standard_normal(s) for n, s in SPEC.shapes().items()}
+
+
+def recurrent(truncation=tail(3), weights=None):
+    return backend.recurrent_model(SPEC, weights or WEIGHTS, DATA, truncation)
+
+
+class Changed:
+    """A recurrent model whose gradients are changed, by a function of the gradients."""
+
+    def __init__(self, change, truncation=tail(3)):
+        self.inner, self.change, self.truncation = recurrent(truncation), change, truncation
+        self.point_bytes, self.along = self.inner.point_bytes, self.inner.along
+        self.parameters, self.loss, self.sizes = self.inner.parameters, self.inner.loss, self.inner.sizes
+
+    def value_and_grad(self, parameters):
+        loss, gradients = self.inner.value_and_grad(parameters)
+        return loss, self.change(gradients)
+
+    def frozen(self):
+        return self.inner.frozen()
+
+    def with_truncation(self, truncation):
+        return Changed(self.change, truncation)
+
+
+def randomised(loss_random, gradient_random):
+    rng = np.random.default_rng(0)
+
+    def loss(p):
+        return (p["x"] ** 2).sum() + (rng.normal() if loss_random else 0)
+
+    def gradient(p):
+        return {"x": 2 * p["x"] * (rng.normal() if gradient_random else 1)}
+
+    return of(loss, gradient, x=[0.3, 0.7])
+
+
+def accumulating():
+    total = np.zeros(2)
+
+    def gradient(p):
+        nonlocal total
+        total = total + 2 * p["x"]
+        return {"x": total}
+
+    return of(lambda p: (p["x"] ** 2).sum(), gradient, x=[0.3, 0.7])
+
+
+def where_trap():
+    """sqrt at 0 in the branch that is not selected: the loss is smooth, back-propagation is 0 * inf."""
+    x = np.array([0.0, 2.0])
+    return of(lambda p: np.where(p["x"] > 1, np.sqrt(np.abs(p["x"])), p["x"]).sum(),
+              lambda p: {"x": np.array([np.nan, 0.5 / np.sqrt(2.0)])}, x=x)  # fmt: skip
+
+
+def unresolved():
+    return NumpyModel(
+        lambda p: np.float32(1e6) + np.sin(p["x"]).sum(dtype="float32"),
+        {"x": np.float32([0.3, 0.7])},
+        gradient=lambda p: {"x": np.cos(p["x"])},
+    )
+
+
+FIRES = {
+    "GA102": recurrent(),
+    "GA103": Changed(times(1.5, "W")),
+    "GA201": mlp(replaced(bias=None)),
+    "GA301": mlp(times(0.5)),
+    "GA303": mlp(times(-1.0)),
+    "GA604": where_trap(),
+    "GA701": unresolved(),
+    "GA801": randomised(loss_random=True, gradient_random=False),
+    "GA802": randomised(loss_random=False, gradient_random=True),
+    "GA901": mlp(lambda g: g | {"first": g["first"][::-1].copy()}),
+}
+
+
+def kink(slope):
+    return of(lambda p: np.abs(p["x"]).sum(), lambda p: {"x": np.sign(p["x"]) * slope}, x=[1e-3, 0.7])
+
+
+SILENT = {
+    "no truncation": recurrent(none()),
+    "truncation without effect": recurrent(tail(30)),
+    "truncation of a net that forgets": recurrent(tail(3), {**WEIGHTS, "R": np.zeros((3, 3))}).with_truncation(none()),
+    "a tensor that the loss ignores": of(
+        lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"]), "y": None}, x=[0.3, 0.7], y=[1.0, 2.0]
+    ),
+    "vanishing": of(lambda p: 1e-30 * np.sin(p["x"]).sum(), lambda p: {"x": 1e-30 * np.cos(p["x"])}, x=[0.3, 0.7]),
+    "huge": of(lambda p: 1e30 * np.sin(p["x"]).sum(), lambda p: {"x": 1e30 * np.cos(p["x"])}, x=[0.3, 0.7]),
+    "saturated": of(lambda p: np.tanh(p["x"]).sum(), lambda p: {"x": 1 - np.tanh(p["x"]) ** 2}, x=[9.0, 12.0]),
+    "oscillating": of(lambda p: np.sin(300 * p["x"]).sum() / 300, lambda p: {"x": np.cos(300 * p["x"])}, x=[0.3, 0.7]),
+    "near a kink": kink(1.0),
+    "offset": of(lambda p: 1e5 + np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"])}, x=[0.3, 0.7]),
+    "float32 net": mlp(dtype="float32", seed=3),
+}
+
+
+@pytest.mark.parametrize("code", FIRES)
+def test_fires(code):
+    report = gradaudit.audit(FIRES[code])
+    codes = [finding.code for finding in report.findings]
+    assert codes[0] == code
+    assert report.verdict is (Verdict.INCONCLUSIVE if code in ("GA701", "GA801") else report.verdict)
+    assert report.verdict is not Verdict.AGREE
+    finding = report.findings[0]
+    assert finding.sentence.endswith(".")
+    assert finding.remedy
+    assert finding.confidence in ("proven", "consistent", "unexplained")
+    assert f"gradaudit explain {code}" in str(report)
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_is_silent(name):
+    report = gradaudit.audit(SILENT[name])
+    assert report.findings == ()
+    assert report.verdict is Verdict.AGREE
+
+
+def test_a_declared_truncation_is_proven_by_lifting_it():
+    report = gradaudit.audit(recurrent())
+    (finding,) = report.findings
+    assert (report.verdict, finding.code, finding.confidence) == (Verdict.DISAGREE, "GA102", "proven")
+    assert finding.title == "truncated in time, tail(3), as declared"
+    assert "covers only the last 3 of 30 steps" in finding.sentence
+    full = recurrent(none()).value_and_grad(WEIGHTS)[1]
+    kept = recurrent().value_and_grad(WEIGHTS)[1]
+    norms = [np.sqrt(sum((g**2).sum() for g in gradients.values())) for gradients in (kept, full)]
+    assert finding.numbers["norm_ratio"] == pytest.approx(norms[0] / norms[1], rel=1e-12)
+    left = np.sqrt(sum(((kept[n] - full[n]) ** 2).sum() for n in full))
+    assert finding.numbers["bias"] == pytest.approx(left / norms[1], rel=1e-12)
+    assert finding.numbers["k_over_steps"] == pytest.approx(0.1)
+    assert "pass truncation=tail(3)" in finding.remedy
+
+
+def test_an_accepted_truncation_agrees_and_shows_its_bias():
+    report = gradaudit.audit(recurrent(), truncation=tail(3))
+    (finding,) = report.findings
+    assert (report.verdict, report.judged, finding.code) == (Verdict.AGREE, "frozen", "GA102")
+    assert "its bias is" in finding.sentence
+    assert finding.remedy == "You accepted this truncation; the verdict is that of the gradient given its cuts."
+    assert str(report).startswith("AGREE given its truncation   ")
+
+
+def test_accepting_another_truncation_accepts_nothing():
+    assert gradaudit.audit(recurrent(), truncation=tail(2)).verdict is Verdict.DISAGREE
+
+
+def test_an_accepted_truncation_does_not_hide_a_wrong_gradient():
+    report = gradaudit.audit(Changed(times(1.5, "W")), truncation=tail(3))
+    assert (report.verdict, report.judged) == (Verdict.DISAGREE, "frozen")
+    assert report["W"].verdict is Verdict.DISAGREE
+    assert report["R"].verdict is Verdict.AGREE
+
+
+def test_a_factor_is_named_by_the_models_sizes():
+    report = gradaudit.audit(Changed(times(30.0), none()))
+    (finding,) = report.findings
+    assert finding.code == "GA301"
+    assert "the derivative times 30 (= steps, 30)" in finding.sentence
+    report = gradaudit.audit(Changed(times(0.25), none()))
+    assert "the derivative times 0.25 (= 1 / sequences, 4)" in report.findings[0].sentence
+
+
+def test_two_causes_are_two_findings():
+    report = gradaudit.audit(mlp(lambda g: g | {"bias": None, "second": 2 * g["second"]}))
+    assert [(f.code, f.parameters) for f in report.findings] == [("GA201", ("bias",)), ("GA301", ("second",))]
+
+
+def test_one_entry_has_no_factor():
+    report = gradaudit.audit(of(lambda p: p["x"][0] ** 2, lambda p: {"x": 3 * p["x"]}, x=[1.0]))
+    assert [f.code for f in report.findings] == ["GA901"]
+
+
+def test_accumulation_is_recognised():
+    (finding,) = gradaudit.audit(accumulating()).findings
+    assert finding.code == "GA802"
+    assert "The second is twice the first" in finding.sentence
+    assert "zero_grad" in finding.remedy
+
+
+def test_the_digits_lost_are_said():
+    (finding,) = gradaudit.audit(unresolved()).findings
+    assert "the loss 1.00e+06 is known to its own rounding only (the float32 loss itself)" in finding.sentence
+    assert finding.numbers["resolution"] > 1e-2
+    assert "a float64 copy of the model" in finding.remedy
+
+
+def test_seed_case_weights_reproduce_the_origin():
+    spec = RecurrentSpec(n_features=2, n_classes=2)
+    weights = initial_weights(spec, seed=0)
+    data = random_sequences(spec, n_sequences=10, n_steps=500, seed=0)
+    report = gradaudit.audit(backend.recurrent_model(spec, weights, data, tail(1)))
+    assert [f.code for f in report.findings] == ["GA102"]
+    assert report.source == "a float64 twin"
