@@ -32,9 +32,17 @@ def as_tensor(array: Any, device: Any = "cpu") -> Tensor:
     return torch.from_numpy(np.array(array)).to(device)
 
 
-def as_array(tensor: Tensor) -> Array:
-    """The numbers of a tensor, wherever it lives and whatever it records."""
-    array: Array = tensor.numpy(force=True)
+def as_array(tensor: Tensor, what: str = "the result") -> Array:
+    """The numbers of a tensor, wherever it lives, whatever it records, sparse or not.
+
+    Raises:
+        ModelContractError: NumPy does not have its dtype.
+    """
+    try:
+        array: Array = tensor.to_dense().numpy(force=True)
+    except TypeError as error:
+        msg = f"{what} has dtype {tensor.dtype}, which NumPy does not have"
+        raise ModelContractError(msg, hint="convert it to float32 with .float()") from error
     return array
 
 
@@ -71,7 +79,9 @@ class TorchModel:
         self._batched = batched
         self._given_point_bytes = point_bytes
         self._n_threads = n_threads
-        self._parameters = frozen_copy({name: _parameter(name, p) for name, p in parameters.items()})
+        self._parameters = frozen_copy(
+            {n: as_array(p, f"parameter {n!r}") if isinstance(p, Tensor) else p for n, p in parameters.items()}
+        )
         default = torch.get_default_device()
         self._devices = {name: getattr(p, "device", default) for name, p in parameters.items()}
         self._vectorises = True
@@ -95,8 +105,8 @@ class TorchModel:
         Raises:
             ModelContractError: the loss is not one real floating-point number.
         """
-        leaves = {name: p.requires_grad_() for name, p in self._tensors(parameters).items()}
         with self._recording():
+            leaves = self._leaves(parameters)
             loss = self._function(dict(leaves))
             value = _scalar(loss, "value_and_grad()")
             if not (isinstance(loss, Tensor) and loss.requires_grad):
@@ -111,10 +121,9 @@ class TorchModel:
             ModelContractError: the loss is not one real floating-point number.
         """
         _load_forward_mode()
-        primals = self._tensors(parameters)
-        moved = self._tensors({name: np.asarray(tangents[name], p.dtype) for name, p in parameters.items()})
+        arrays = {name: np.asarray(tangents[name], p.dtype) for name, p in parameters.items()}
         with self._recording():
-            loss, tangent = torch.func.jvp(self._function, (primals,), (moved,))
+            loss, tangent = torch.func.jvp(self._function, (self._tensors(parameters),), (self._tensors(arrays),))
         _scalar(loss, "jvp()")
         return float(tangent)
 
@@ -179,6 +188,9 @@ class TorchModel:
     def _tensors(self, arrays: NamedArrays) -> dict[str, Tensor]:
         return {name: as_tensor(array, self._devices[name]) for name, array in arrays.items()}
 
+    def _leaves(self, arrays: NamedArrays) -> dict[str, Tensor]:
+        return {name: p.requires_grad_() for name, p in self._tensors(arrays).items()}
+
     def _vectorised(self, points: Sequence[Point]) -> Array | None:
         """The losses by vmap, or None, for good, where the function is beyond it."""
         try:
@@ -198,9 +210,11 @@ class TorchModel:
             saved[tensor.data_ptr()] = tensor.nbytes
             return tensor
 
-        leaves = {name: p.requires_grad_() for name, p in self._tensors(self._parameters).items()}
         with self._recording(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self._function(leaves)
+            try:
+                self._function(self._leaves(self._parameters))
+            except RuntimeError:  # a loss with torch.func inside: it refuses these hooks
+                return 0
         return sum(saved.values())
 
 
@@ -214,14 +228,4 @@ def _load_forward_mode() -> None:
 
 
 def _scalar(loss: Any, where: str) -> Scalar:
-    return as_scalar(as_array(loss) if isinstance(loss, Tensor) else loss, where)
-
-
-def _parameter(name: str, parameter: Any) -> Array:
-    if not isinstance(parameter, Tensor):
-        return np.asarray(parameter)
-    try:
-        return as_array(parameter)
-    except TypeError as error:
-        msg = f"parameter {name!r} has dtype {parameter.dtype}, which NumPy does not have"
-        raise ModelContractError(msg, where="parameters", hint=f"audit it in float32: {name}.float()") from error
+    return as_scalar(as_array(loss, "the loss") if isinstance(loss, Tensor) else loss, where)

@@ -12,7 +12,6 @@ __all__ = ["preserved", "threads"]
 
 #: (get, set) of each setting. Only a setting that differs is set again: some setters have side effects.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
-    (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.get_default_device, torch.set_default_device),
@@ -31,9 +30,10 @@ def preserved() -> Iterator[None]:
     before = [(get, put, get()) for get, put in _SETTINGS]
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     try:
-        # inference mode has no setter; leaving a block restores what held when it was entered
-        with torch.inference_mode(torch.is_inference_mode_enabled()):
+        # inference mode has no setter, but leaving a block restores what held before it; entering it sets grad mode
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             yield
     finally:
         for get, put, value in before:

@@ -1,0 +1,49 @@
+"""TensorFlow: graphs traced once and shared by all models, gradients by `tf.GradientTape`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from gradaudit.arrays import NamedArrays
+from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.tensorflow.model import TensorflowModel, environment
+from gradaudit.backends.tensorflow.recurrent import TensorflowNetwork
+from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+
+__all__ = ["TensorflowBackend", "TensorflowModel", "TensorflowNetwork", "backend"]
+
+
+@final
+class TensorflowBackend:
+    """The `gradaudit.protocols.Backend` of TensorFlow."""
+
+    name = "tensorflow"
+
+    def environment(self) -> Mapping[str, str]:
+        """TensorFlow's version."""
+        return environment()
+
+    def function_model(
+        self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any
+    ) -> TensorflowModel:
+        """A model over a loss, a plain function or a `tf.function`; see `TensorflowModel`."""
+        return TensorflowModel(function, parameters, **options)
+
+    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
+        """A dense layer on all N*T vectors as one batch."""
+        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
+        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
+
+    def recurrent_model(
+        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
+    ) -> NetworkModel:
+        """The Elman layer, truncated."""
+        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
+
+    def network(self, problem: Problem) -> TensorflowNetwork:
+        """The network of a problem."""
+        return TensorflowNetwork(problem)
+
+
+backend = TensorflowBackend()

@@ -1,0 +1,149 @@
+"""The dense and the recurrent layer in TensorFlow: graphs over tensors, differentiated by TensorFlow.
+
+Layout: time first, then K parameter copies, sequences, classes, (T, K, N, H). Everything that may differ between two
+models of one kind is an argument, so a graph is traced once and serves them all.
+
+Time is walked in blocks, a loop within a loop. TensorFlow differentiates a read from a list into a write to a whole
+new list, so one loop over T steps would cost T^2; here no list is longer than a block. Plain graphs were faster than
+XLA where it matters: 112 copies of 10,000 steps take 0.5 s against 2.3 s.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeAlias
+
+import tensorflow as tf
+
+from gradaudit.recurrent import Activation
+
+__all__ = ["BLOCK", "Steps", "Weights", "dense_losses", "final_state", "recurrent_losses"]
+
+#: Steps whose input products x @ W are formed at once, and the longest list that the backward pass copies.
+BLOCK = 128
+
+#: W (K, D, H), b (K, H) and, if recurrent, R (K, H, H).
+Weights: TypeAlias = dict[str, tf.Tensor]
+
+
+class Steps(NamedTuple):
+    """The data of consecutive steps: inputs (T, N, D), labels (T, N), and what a cross-entropy weighs, (T,)."""
+
+    inputs: tf.Tensor
+    labels: tf.Tensor
+    weights: tf.Tensor
+
+    def between(self, start: tf.Tensor | None, stop: tf.Tensor | None) -> Steps:
+        """Steps start+1 to stop."""
+        return Steps(*(tensor[start:stop] for tensor in self))
+
+
+@cache
+def dense_losses(activation: Activation) -> Any:
+    """A `tf.function` (weights, steps) -> losses by step, (K, T), of a dense layer on all vectors as one batch."""
+    return _graph(partial(_dense_losses, activation))
+
+
+@cache
+def recurrent_losses(activation: Activation, *, cut: bool) -> Any:
+    """A `tf.function` (weights, state (K, N, H), steps, n_cut) -> losses by step, (K, T), of the Elman layer.
+
+    With ``cut`` the backward pass never visits the first ``n_cut`` >= 1 steps: `gradaudit.recurrent.tail`.
+    """
+    return _graph(partial(_truncated_losses if cut else _full_losses, activation))
+
+
+@cache
+def final_state(activation: Activation) -> Any:
+    """A `tf.function` (weights, state (K, N, H), steps) -> the state (K, N, H) after at least one step."""
+    return _graph(lambda *arguments: _run(activation, *arguments)[1])
+
+
+def _graph(function: Any) -> Any:
+    return tf.function(function, autograph=False, reduce_retracing=True)
+
+
+def _dense_losses(activation: Activation, weights: Weights, steps: Steps) -> tf.Tensor:
+    outputs = _activate(_input_product(weights, steps.inputs), activation)
+    return tf.transpose(_cross_entropy(outputs, steps, activation))
+
+
+def _full_losses(
+    activation: Activation, weights: Weights, state: tf.Tensor, steps: Steps, _n_cut: tf.Tensor
+) -> tf.Tensor:
+    return tf.transpose(_run(activation, weights, state, steps)[0])
+
+
+def _truncated_losses(
+    activation: Activation, weights: Weights, state: tf.Tensor, steps: Steps, n_cut: tf.Tensor
+) -> tf.Tensor:
+    # cut what leaves the first loop, not what enters it: TensorFlow differentiates a loop before it meets a cut input
+    early, cut = map(tf.stop_gradient, _run(activation, weights, state, steps.between(None, n_cut)))
+    # not a plain assignment: the gradient of the first state is then 0, but not missing
+    state = tf.where(n_cut > 0, cut, state)
+    late, _ = _run(activation, weights, state, steps.between(n_cut, None))
+    return tf.transpose(tf.concat([early, late], axis=0))
+
+
+def _run(activation: Activation, weights: Weights, state: tf.Tensor, steps: Steps) -> tuple[tf.Tensor, tf.Tensor]:
+    """The losses by step, (T, K), and the last state."""
+    n_blocks = -(-tf.shape(steps.inputs)[0] // BLOCK)
+    losses = tf.TensorArray(state.dtype, n_blocks, infer_shape=False, element_shape=(None, state.shape[0]))
+
+    def block(i: tf.Tensor, state: tf.Tensor, losses: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+        some = steps.between(i * BLOCK, (i + 1) * BLOCK)
+        states, state = _walk(activation, weights["R"], state, _input_product(weights, some.inputs))
+        return i + 1, state, losses.write(i, _cross_entropy(states, some, activation))
+
+    # one block at a time: a second one in flight would only take memory
+    _, state, losses = tf.while_loop(
+        lambda i, *_: i < n_blocks, block, (0, state, losses), parallel_iterations=1, maximum_iterations=n_blocks
+    )
+    return losses.concat(), state
+
+
+def _walk(
+    activation: Activation, recurrent: tf.Tensor, state: tf.Tensor, products: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """All states (B, K, N, H) of one block and the last, from x @ W + b, (B, K, N, H)."""
+    n_steps = tf.shape(products)[0]
+    sources = tf.TensorArray(state.dtype, n_steps, element_shape=state.shape).unstack(products)
+    states = tf.TensorArray(state.dtype, n_steps, element_shape=state.shape)
+
+    def step(t: tf.Tensor, state: tf.Tensor, states: tf.TensorArray) -> tuple[tf.Tensor, tf.Tensor, tf.TensorArray]:
+        state = _activate(sources.read(t) + tf.matmul(state, recurrent), activation)
+        return t + 1, state, states.write(t, state)
+
+    _, state, states = tf.while_loop(lambda t, *_: t < n_steps, step, (0, state, states), maximum_iterations=n_steps)
+    return states.stack(), state
+
+
+def _input_product(weights: Weights, inputs: tf.Tensor) -> tf.Tensor:
+    return tf.einsum("tnd,kdh->tknh", inputs, weights["W"]) + weights["b"][:, None]
+
+
+def _activate(a: tf.Tensor, activation: Activation) -> tf.Tensor:
+    match activation:
+        case "tanh":
+            return tf.tanh(a)
+        case "relu":
+            return tf.nn.relu(a)
+        case "sigmoid":
+            return tf.sigmoid(a)
+        case "softmax":
+            # tf.nn.softmax in float32 is oneDNN's, which needs 60 us to start: six times the whole step
+            powers = tf.exp(a - tf.stop_gradient(tf.reduce_max(a, axis=-1, keepdims=True)))
+            return powers / tf.reduce_sum(powers, axis=-1, keepdims=True)
+        case "identity":
+            return a
+
+
+def _cross_entropy(outputs: tf.Tensor, steps: Steps, activation: Activation) -> tf.Tensor:
+    """Weighted cross-entropies summed over sequences, (B, K), of outputs (B, K, N, H)."""
+    weights, labels = steps.weights[:, None, None], steps.labels[:, None]
+    if activation == "softmax":
+        hot = tf.one_hot(labels, tf.shape(outputs)[-1], dtype=outputs.dtype)
+        # xlogy: a step that weighs nothing adds 0 and has gradient 0, also where its cross-entropy is infinite
+        return -tf.reduce_sum(tf.math.xlogy(weights, tf.reduce_sum(outputs * hot, axis=-1)), axis=-1)
+    labels = tf.broadcast_to(labels, tf.shape(outputs)[:-1])
+    return tf.reduce_sum(weights * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs), axis=-1)

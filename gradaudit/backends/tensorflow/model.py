@@ -1,0 +1,183 @@
+"""A TensorFlow loss over named tensors, as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import tensorflow as tf
+
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.tensorflow.state import preserved
+from gradaudit.direction import Point, displace, stack
+
+__all__ = ["TensorflowModel", "Tensors", "environment", "own_trace"]
+
+Tensors: TypeAlias = dict[str, tf.Tensor]
+
+#: What TensorFlow raises where it cannot compute: a wrong dtype, an operation without a rule, a Python value needed.
+_REFUSALS = (tf.errors.OpError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+
+
+def environment() -> Mapping[str, str]:
+    """TensorFlow's version."""
+    return {"backend": "tensorflow", "tensorflow": tf.__version__}
+
+
+def own_trace(function: Callable[..., Any]) -> Any:
+    """The same function as a `tf.function` that nobody has differentiated yet.
+
+    TensorFlow (2.21) cannot push a tangent through the loops of a `tf.function` that was differentiated in reverse
+    before: "TypeError: `dtype` variant is not compatible". Called from a trace of its own, it can.
+    """
+
+    def again(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return tf.function(again, autograph=False, reduce_retracing=True)
+
+
+@final
+class TensorflowModel:
+    """A pure function from a dict of named tensors to one number.
+
+    Args:
+        function: a plain function or a `tf.function`; it is given constants and must not need variables.
+        parameters: the base point: floating-point tensors, variables or arrays by name, which are copied.
+        batched: parameters with a leading axis K -> (K,) losses; by default `tf.vectorized_map`, and a loop over the
+            points where that has no rule.
+        forward: the function that forward mode differentiates; by default ``function``.
+        point_bytes: working memory of one point in ``batched``; by default the size of the parameters.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensors], Any],
+        parameters: Mapping[str, Any],
+        *,
+        batched: Callable[[Tensors], tf.Tensor] | None = None,
+        forward: Callable[[Tensors], Any] | None = None,
+        point_bytes: int | None = None,
+    ) -> None:
+        self._function = function
+        self._batched = batched
+        self._forward = forward or function
+        self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
+        self._point_bytes = point_bytes or sum(p.nbytes for p in self._parameters.values())
+        self._vectorized = _vectorized(function)
+
+    def parameters(self) -> NamedArrays:
+        """The base point."""
+        return self._parameters
+
+    def loss(self, parameters: NamedArrays) -> Scalar:
+        """The loss as a NumPy scalar.
+
+        Raises:
+            ModelContractError: it is not one real floating-point number.
+        """
+        return as_scalar(self._function(_tensors(parameters)), "loss()")
+
+    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
+        """The loss and its gradient by `tf.GradientTape`; None where the loss does not depend on a parameter.
+
+        Raises:
+            ModelContractError: the loss is not one real floating-point number.
+        """
+        tensors = _tensors(parameters)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(list(tensors.values()))
+            loss = self._function(tensors)
+        # before the gradient: the tape would silently sum a loss of several numbers
+        scalar = as_scalar(loss, "value_and_grad()")
+        gradients = tape.gradient(tf.convert_to_tensor(loss), list(tensors.values()))
+        return scalar, {name: _dense(g) for name, g in zip(tensors, gradients, strict=True)}
+
+    def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
+        """The directional derivative by `tf.autodiff.ForwardAccumulator`.
+
+        Raises:
+            ModelContractError: the loss is not one real floating-point number.
+        """
+        try:
+            return _pushed_forward(self._forward, parameters, tangents)
+        except TypeError:
+            self._forward = own_trace(self._function)
+            return _pushed_forward(self._forward, parameters, tangents)
+
+    @property
+    def point_bytes(self) -> int:
+        """Working memory of one more point, in bytes."""
+        return self._point_bytes
+
+    def along(self, points: Sequence[Point]) -> Array:
+        """The losses at K points, (K,): ``batched``, or `tf.vectorized_map`, or one by one."""
+        if self._batched is not None:
+            return np.asarray(self._batched(_tensors(stack(self._parameters, points))))
+        if self._vectorized is not None:
+            try:
+                return _vector(self._vectorized(_tensors(stack(self._parameters, points))), len(points))
+            except _REFUSALS:
+                self._vectorized = None
+        return np.array([self.loss(displace(self._parameters, point)) for point in points])
+
+    def twin(self) -> TensorflowModel | None:
+        """The same function of float64 parameters.
+
+        None if they are float64 already, or if the function cannot compute in float64: TensorFlow promotes no dtypes,
+        so it must convert its data to that of the parameters.
+        """
+        if all(p.dtype == np.float64 for p in self._parameters.values()):
+            return None
+        doubled = {name: p.astype(np.float64) for name, p in self._parameters.items()}
+        twin = TensorflowModel(self._function, doubled, batched=self._batched, point_bytes=2 * self._point_bytes)
+        try:
+            return twin if twin.loss(doubled).dtype == np.float64 else None
+        except _REFUSALS:
+            return None
+
+    def preserved(self) -> AbstractContextManager[None]:
+        """Leave TensorFlow's global random generator as it was."""
+        return preserved()
+
+    def environment(self) -> Mapping[str, str]:
+        """TensorFlow's version."""
+        return environment()
+
+
+def _tensors(parameters: NamedArrays) -> Tensors:
+    return {name: tf.constant(array) for name, array in parameters.items()}
+
+
+def _dense(gradient: tf.Tensor | tf.IndexedSlices | None) -> Array | None:
+    # tf.gather has a sparse gradient, which may name a row more than once; converting it adds these up
+    return None if gradient is None else np.asarray(tf.convert_to_tensor(gradient))
+
+
+def _pushed_forward(function: Callable[[Tensors], Any], parameters: NamedArrays, tangents: NamedArrays) -> float:
+    primals = _tensors(parameters)
+    directions = [tf.constant(tangents[name], tensor.dtype) for name, tensor in primals.items()]
+    with tf.autodiff.ForwardAccumulator(list(primals.values()), directions) as accumulator:
+        loss = function(primals)
+    as_scalar(loss, "jvp()")
+    derivative = accumulator.jvp(tf.convert_to_tensor(loss))
+    return 0.0 if derivative is None else float(derivative)
+
+
+def _vectorized(function: Callable[[Tensors], Any]) -> Any:
+    return own_trace(lambda stacked: tf.vectorized_map(function, stacked, fallback_to_while_loop=False))
+
+
+def _vector(losses: Any, n_points: int) -> Array:
+    """The losses as (K,).
+
+    Raises:
+        ValueError: the function does not give one number.
+    """
+    array = np.asarray(losses)
+    if array.shape != (n_points,):
+        msg = f"{n_points} points gave losses of shape {array.shape}"
+        raise ValueError(msg)
+    return array

@@ -1,0 +1,109 @@
+"""The networks of the seed case in TensorFlow."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gradaudit.arrays import Array, NamedArrays
+from gradaudit.backends.tensorflow import cells
+from gradaudit.backends.tensorflow.model import TensorflowModel, Tensors, own_trace
+from gradaudit.recurrent import Problem
+
+__all__ = ["TensorflowNetwork"]
+
+#: Arrays of the size of the outputs of one block that a batched evaluation holds at once.
+_LIVE_BLOCKS = 6
+#: The same for the losses by step.
+_LIVE_LOSSES = 3
+
+
+class TensorflowNetwork:
+    """The network of a problem, over graphs that all networks of its kind share.
+
+    Args:
+        problem: spec, weights, data and truncation; dtype float32 or float64.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._held = problem.held
+        first = 0 if problem.held is None else problem.n_cut
+        data = cells.Steps(problem.inputs(), problem.labels(), problem.loss_weights())
+        self._steps = cells.Steps(*(tf.constant(array[first:]) for array in data))
+        # held steps are not run again: nothing is left to cut
+        self._n_cut = tf.constant(problem.n_cut - first)
+        self._graph = self._traced(cut=problem.n_cut > first)
+        self.model = TensorflowModel(
+            lambda parameters: self._loss(parameters, self._graph),
+            problem.weights,
+            batched=lambda stacked: self._losses(stacked, self._graph),
+            forward=lambda parameters: self._loss(parameters, _for_forward_mode(self._graph)),
+            point_bytes=self._point_bytes(),
+        )
+
+    def step_losses(self, parameters: NamedArrays) -> Array:
+        """What each step adds to the loss, (T,)."""
+        return np.asarray(self._step_losses(_lead(parameters), self._graph)[0])
+
+    def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
+        """The hidden state (N, H) after ``n_steps`` steps."""
+        stacked = _lead(parameters)
+        state = self._initial_state(stacked)
+        if n_steps > 0:
+            graph = cells.final_state(self._problem.spec.activation)
+            state = graph(_weights(stacked), state, self._steps.between(None, n_steps))
+        return np.asarray(state[0])
+
+    def _traced(self, *, cut: bool) -> Any:
+        activation = self._problem.spec.activation
+        return (
+            cells.dense_losses(activation)
+            if self._problem.feed_forward
+            else cells.recurrent_losses(activation, cut=cut)
+        )
+
+    def _loss(self, parameters: Tensors, graph: Any) -> tf.Tensor:
+        return self._losses(_lead(parameters), graph)[0]
+
+    def _losses(self, stacked: Tensors, graph: Any) -> tf.Tensor:
+        return tf.reduce_sum(self._step_losses(stacked, graph), axis=1)
+
+    def _step_losses(self, stacked: Tensors, graph: Any) -> tf.Tensor:
+        if self._problem.feed_forward:
+            return graph(stacked, self._steps)
+        live = graph(_weights(stacked), self._initial_state(stacked), self._steps, self._n_cut)
+        if self._held is None:
+            return live
+        before = self._held.step_losses.astype(self._problem.dtype)
+        return tf.concat([tf.broadcast_to(before, (live.shape[0], len(before))), live], axis=1)
+
+    def _initial_state(self, stacked: Tensors) -> tf.Tensor:
+        state = stacked["h0"][:, None] if "h0" in stacked else tf.zeros((1, 1, 1), self._problem.dtype)
+        if self._held is not None:
+            # not a plain assignment: the gradient of h0 is then 0, but not missing
+            state = tf.where(self._problem.n_cut > 0, self._held.state.astype(self._problem.dtype), state)
+        n_copies, n_hidden = stacked["b"].shape
+        return tf.broadcast_to(state, (n_copies, self._problem.n_sequences, n_hidden))
+
+    def _point_bytes(self) -> int:
+        n_steps, n_sequences, _ = self._steps.inputs.shape
+        together = n_steps if self._problem.feed_forward else min(n_steps, cells.BLOCK)
+        outputs = together * n_sequences * self._problem.spec.n_classes
+        return int((_LIVE_BLOCKS * outputs + _LIVE_LOSSES * n_steps) * np.dtype(self._problem.dtype).itemsize)
+
+
+@cache
+def _for_forward_mode(graph: Any) -> Any:
+    return own_trace(graph)
+
+
+def _weights(stacked: Tensors) -> cells.Weights:
+    return {name: stacked[name] for name in ("W", "R", "b")}
+
+
+def _lead(parameters: NamedArrays | Tensors) -> Tensors:
+    return {name: tf.convert_to_tensor(p)[None] for name, p in parameters.items()}
