@@ -283,7 +283,7 @@ if "jax" in conftest.tested():
 
         assert 0 < 3 * stored(tail(1)) < stored(none())
 
-    @pytest.mark.parametrize("n_steps", [63, 64, 521, 1024])
+    @pytest.mark.parametrize("n_steps", [64, 521])
     def test_blocks_of_steps_are_seamless(n_steps):
         spec, weights, data = case(n_steps)
         for truncation in (none(), tail(5)):

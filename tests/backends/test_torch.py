@@ -133,8 +133,9 @@ def test_the_state_is_preserved(torch, error, mode):
         except (ValueError, KeyboardInterrupt) as raised:
             assert type(raised) is error  # noqa: PT017
         assert observed(torch) == before
-    assert not [name for name in before if before[name] == disturbed[name]]
-    del left_open
+        assert not [name for name in before if before[name] == disturbed[name]]
+        del left_open
+        assert not torch.overrides._get_current_function_mode_stack()  # the default device had its function mode
 
 
 @pytest.mark.parametrize("mode", ["enable_grad", "no_grad", "inference_mode"])

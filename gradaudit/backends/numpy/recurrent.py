@@ -75,7 +75,9 @@ class NumpyNetwork:
         for local, outputs in self._blocks(stacked):
             steps = slice(self._first + local.start, self._first + local.stop)
             entropies = cells.cross_entropy(outputs, self._labels[steps], self._spec.activation)
-            losses[:, steps] = (self._loss_weights[steps, None] * entropies).T
+            weights = self._loss_weights[steps, None]
+            # a step without a loss adds nothing, not even where its cross-entropy is infinite
+            losses[:, steps] = np.where(weights == 0, np.zeros_like(entropies), weights * entropies).T
         return losses
 
     def _losses(self, stacked: NamedArrays) -> Array:

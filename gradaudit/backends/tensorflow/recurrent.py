@@ -32,7 +32,8 @@ class TensorflowNetwork:
         self._problem = problem
         self._held = problem.held
         first = 0 if problem.held is None else problem.n_cut
-        data = cells.Steps(problem.inputs(), problem.labels(), problem.loss_weights())
+        inputs = np.pad(problem.inputs(), [(0, 0), (0, 0), (0, 1)], constant_values=1)
+        data = (inputs, problem.labels(), problem.loss_weights())
         self._steps = cells.Steps(*(tf.constant(array[first:]) for array in data))
         # held steps are not run again: nothing is left to cut
         self._n_cut = tf.constant(problem.n_cut - first)

@@ -10,11 +10,17 @@ import torch
 
 __all__ = ["preserved", "threads"]
 
+
+def _set_default_device(device: Any) -> None:
+    # None is the CPU as well, but without a handler around every call
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
 #: (get, set) of each setting. Only a setting that differs is set again: some setters have side effects.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, torch.set_default_device),
+    (torch.get_default_device, _set_default_device),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (torch.get_num_threads, torch.set_num_threads),
 )
