@@ -32,12 +32,12 @@ class Steps(NamedTuple):
     Attributes:
         inputs: (T, N, D+1), the last feature is 1: it carries the bias.
         labels: (T, N).
-        weights: what a cross-entropy weighs, (T,).
+        loss_weights: what a cross-entropy weighs, (T,).
     """
 
     inputs: tf.Tensor
     labels: tf.Tensor
-    weights: tf.Tensor
+    loss_weights: tf.Tensor
 
     def between(self, start: tf.Tensor | None, stop: tf.Tensor | None) -> Steps:
         """Steps start+1 to stop."""
@@ -56,7 +56,7 @@ def recurrent_losses(activation: Activation, *, cut: bool) -> Any:
 
     With ``cut`` the backward pass never visits the first ``n_cut`` >= 1 steps: `gradaudit.recurrent.tail`.
     """
-    return _graph(partial(_recurrent_losses, activation, cut))
+    return _graph(partial(_recurrent_losses, activation, cut=cut))
 
 
 @cache
@@ -75,7 +75,7 @@ def _dense_losses(activation: Activation, weights: Weights, steps: Steps) -> tf.
 
 
 def _recurrent_losses(
-    activation: Activation, cut: bool, weights: Weights, state: tf.Tensor, steps: Steps, n_cut: tf.Tensor
+    activation: Activation, weights: Weights, state: tf.Tensor, steps: Steps, n_cut: tf.Tensor, *, cut: bool
 ) -> tf.Tensor:
     if not cut:
         return tf.transpose(_run(activation, weights, state, steps)[0])
@@ -143,7 +143,7 @@ def _activate(a: tf.Tensor, activation: Activation) -> tf.Tensor:
 
 def _cross_entropy(outputs: tf.Tensor, steps: Steps, activation: Activation) -> tf.Tensor:
     """Weighted cross-entropies summed over sequences, (B, K), of outputs (B, K, N, H)."""
-    weights, labels = steps.weights[:, None, None], steps.labels[:, None]
+    weights, labels = steps.loss_weights[:, None, None], steps.labels[:, None]
     if activation == "softmax":
         hot = tf.one_hot(labels, tf.shape(outputs)[-1], dtype=outputs.dtype)
         # xlogy: a step that weighs nothing adds 0 and has gradient 0, also where its cross-entropy is infinite

@@ -12,13 +12,11 @@ import tensorflow as tf
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
 from gradaudit.backends.tensorflow.state import preserved
 from gradaudit.direction import Point, displace, stack
+from gradaudit.errors import ModelContractError
 
 __all__ = ["TensorflowModel", "Tensors", "environment", "own_trace"]
 
 Tensors: TypeAlias = dict[str, tf.Tensor]
-
-#: What TensorFlow raises where it cannot compute: a wrong dtype, an operation without a rule, a Python value needed.
-_REFUSALS = (tf.errors.OpError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 
 
 def environment() -> Mapping[str, str]:
@@ -49,7 +47,7 @@ class TensorflowModel:
         batched: parameters with a leading axis K -> (K,) losses; by default `tf.vectorized_map`, and a loop over the
             points where that has no rule.
         forward: the function that forward mode differentiates; by default ``function``.
-        point_bytes: working memory of one point in ``batched``; by default the size of the parameters.
+        point_bytes: working memory of one point in a batch; by default read off the function's graph.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class TensorflowModel:
         self._batched = batched
         self._forward = forward or function
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
-        self._point_bytes = point_bytes or sum(p.nbytes for p in self._parameters.values())
+        self._point_bytes = point_bytes
         self._vectorized = _vectorized(function)
 
     def parameters(self) -> NamedArrays:
@@ -87,13 +85,14 @@ class TensorflowModel:
             ModelContractError: the loss is not one real floating-point number.
         """
         tensors = _tensors(parameters)
+        sources = list(tensors.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(list(tensors.values()))
+            tape.watch(sources)
             loss = self._function(tensors)
         # before the gradient: the tape would silently sum a loss of several numbers
         scalar = as_scalar(loss, "value_and_grad()")
-        gradients = tape.gradient(tf.convert_to_tensor(loss), list(tensors.values()))
-        return scalar, {name: _dense(g) for name, g in zip(tensors, gradients, strict=True)}
+        gradients = tape.gradient(tf.convert_to_tensor(loss), sources)
+        return scalar, {name: _dense(g) for name, g in zip(parameters, gradients, strict=True)}
 
     def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
         """The directional derivative by `tf.autodiff.ForwardAccumulator`.
@@ -102,25 +101,36 @@ class TensorflowModel:
             ModelContractError: the loss is not one real floating-point number.
         """
         try:
-            return _pushed_forward(self._forward, parameters, tangents)
+            loss, derivative = _pushed_forward(self._forward, parameters, tangents)
         except TypeError:
+            # the function, or one that it calls, is a tf.function that was differentiated before, see `own_trace`
             self._forward = own_trace(self._function)
-            return _pushed_forward(self._forward, parameters, tangents)
+            loss, derivative = _pushed_forward(self._forward, parameters, tangents)
+        as_scalar(loss, "jvp()")
+        return 0.0 if derivative is None else float(derivative)
 
     @property
     def point_bytes(self) -> int:
         """Working memory of one more point, in bytes."""
+        if self._point_bytes is None:
+            own = sum(p.nbytes for p in self._parameters.values())
+            self._point_bytes = own + _graph_bytes(self._function, self._parameters)
         return self._point_bytes
 
     def along(self, points: Sequence[Point]) -> Array:
-        """The losses at K points, (K,): ``batched``, or `tf.vectorized_map`, or one by one."""
+        """The losses at K points, (K,): ``batched``, or `tf.vectorized_map`, or one by one where that fails."""
         if self._batched is not None:
-            return np.asarray(self._batched(_tensors(stack(self._parameters, points))))
-        if self._vectorized is not None:
-            try:
-                return _vector(self._vectorized(_tensors(stack(self._parameters, points))), len(points))
-            except _REFUSALS:
-                self._vectorized = None
+            return _vector(self._batched(_tensors(stack(self._parameters, points))), len(points))
+        if self._vectorized is None or len(points) < 2:
+            return self._one_by_one(points)
+        try:
+            return _vector(self._vectorized(_tensors(stack(self._parameters, points))), len(points))
+        except Exception:  # noqa: BLE001  # no one type says "no rule for this operation"; the loop raises what is none
+            losses = self._one_by_one(points)
+            self._vectorized = None
+            return losses
+
+    def _one_by_one(self, points: Sequence[Point]) -> Array:
         return np.array([self.loss(displace(self._parameters, point)) for point in points])
 
     def twin(self) -> TensorflowModel | None:
@@ -131,12 +141,14 @@ class TensorflowModel:
         """
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
-        doubled = {name: p.astype(np.float64) for name, p in self._parameters.items()}
-        twin = TensorflowModel(self._function, doubled, batched=self._batched, point_bytes=2 * self._point_bytes)
+        wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
+        point_bytes = None if self._point_bytes is None else 2 * self._point_bytes
+        twin = TensorflowModel(self._function, wide, batched=self._batched, point_bytes=point_bytes)
         try:
-            return twin if twin.loss(doubled).dtype == np.float64 else None
-        except _REFUSALS:
+            loss = twin.loss(wide)
+        except Exception:  # noqa: BLE001  # whatever the function raises, float64 is not for it
             return None
+        return twin if loss.dtype == np.float64 else None
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave TensorFlow's global random generator as it was."""
@@ -156,28 +168,41 @@ def _dense(gradient: tf.Tensor | tf.IndexedSlices | None) -> Array | None:
     return None if gradient is None else np.asarray(tf.convert_to_tensor(gradient))
 
 
-def _pushed_forward(function: Callable[[Tensors], Any], parameters: NamedArrays, tangents: NamedArrays) -> float:
+def _pushed_forward(
+    function: Callable[[Tensors], Any], parameters: NamedArrays, tangents: NamedArrays
+) -> tuple[Any, tf.Tensor | None]:
     primals = _tensors(parameters)
     directions = [tf.constant(tangents[name], tensor.dtype) for name, tensor in primals.items()]
     with tf.autodiff.ForwardAccumulator(list(primals.values()), directions) as accumulator:
         loss = function(primals)
-    as_scalar(loss, "jvp()")
-    derivative = accumulator.jvp(tf.convert_to_tensor(loss))
-    return 0.0 if derivative is None else float(derivative)
+    return loss, accumulator.jvp(tf.convert_to_tensor(loss))
 
 
 def _vectorized(function: Callable[[Tensors], Any]) -> Any:
     return own_trace(lambda stacked: tf.vectorized_map(function, stacked, fallback_to_while_loop=False))
 
 
+def _graph_bytes(function: Callable[[Tensors], Any], parameters: NamedArrays) -> int:
+    """The size of all results in the function's graph, more than are alive at once; 0 where it cannot be traced."""
+    inputs = {name: tf.TensorSpec(p.shape, p.dtype) for name, p in parameters.items()}
+    traced = function if isinstance(function, tf.types.experimental.PolymorphicFunction) else own_trace(function)
+    try:
+        operations = traced.get_concrete_function(inputs).graph.get_operations()
+    except Exception:  # noqa: BLE001  # its points go one by one then
+        return 0
+    results = [t for op in operations if op.type not in ("Const", "Placeholder") for t in op.outputs]
+    return sum((t.shape.num_elements() or 0) * t.dtype.size for t in results)
+
+
 def _vector(losses: Any, n_points: int) -> Array:
     """The losses as (K,).
 
     Raises:
-        ValueError: the function does not give one number.
+        ModelContractError: they are not K real floating-point numbers.
     """
     array = np.asarray(losses)
     if array.shape != (n_points,):
         msg = f"{n_points} points gave losses of shape {array.shape}"
-        raise ValueError(msg)
+        raise ModelContractError(msg, where="along()", hint="return one loss for each point")
+    as_scalar(array[0], "along()")
     return array

@@ -15,10 +15,9 @@ from gradaudit.recurrent import Problem
 
 __all__ = ["TensorflowNetwork"]
 
-#: Arrays of the size of the outputs of one block that a batched evaluation holds at once.
-_LIVE_BLOCKS = 6
-#: The same for the losses by step.
-_LIVE_LOSSES = 3
+#: What a batched evaluation holds at once, measured: arrays of the size of all outputs of the dense layer, of those of
+#: one block of the recurrent layer, and of the losses by step.
+_LIVE_OUTPUTS, _LIVE_BLOCKS, _LIVE_LOSSES = 3, 8, 3
 
 
 class TensorflowNetwork:
@@ -31,13 +30,18 @@ class TensorflowNetwork:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._held = problem.held
-        first = 0 if problem.held is None else problem.n_cut
+        # held steps are not run again, so nothing is left to cut
+        first, n_cut = (problem.n_cut, 0) if problem.held else (0, problem.n_cut)
         inputs = np.pad(problem.inputs(), [(0, 0), (0, 0), (0, 1)], constant_values=1)
         data = (inputs, problem.labels(), problem.loss_weights())
         self._steps = cells.Steps(*(tf.constant(array[first:]) for array in data))
-        # held steps are not run again: nothing is left to cut
-        self._n_cut = tf.constant(problem.n_cut - first)
-        self._graph = self._traced(cut=problem.n_cut > first)
+        self._n_cut = tf.constant(n_cut)
+        activation = problem.spec.activation
+        self._graph = (
+            cells.dense_losses(activation)
+            if problem.feed_forward
+            else cells.recurrent_losses(activation, cut=n_cut > 0)
+        )
         self.model = TensorflowModel(
             lambda parameters: self._loss(parameters, self._graph),
             problem.weights,
@@ -58,14 +62,6 @@ class TensorflowNetwork:
             graph = cells.final_state(self._problem.spec.activation)
             state = graph(_weights(stacked), state, self._steps.between(None, n_steps))
         return np.asarray(state[0])
-
-    def _traced(self, *, cut: bool) -> Any:
-        activation = self._problem.spec.activation
-        return (
-            cells.dense_losses(activation)
-            if self._problem.feed_forward
-            else cells.recurrent_losses(activation, cut=cut)
-        )
 
     def _loss(self, parameters: Tensors, graph: Any) -> tf.Tensor:
         return self._losses(_lead(parameters), graph)[0]
@@ -92,9 +88,9 @@ class TensorflowNetwork:
 
     def _point_bytes(self) -> int:
         n_steps, n_sequences, _ = self._steps.inputs.shape
-        together = n_steps if self._problem.feed_forward else min(n_steps, cells.BLOCK)
-        outputs = together * n_sequences * self._problem.spec.n_classes
-        return int((_LIVE_BLOCKS * outputs + _LIVE_LOSSES * n_steps) * np.dtype(self._problem.dtype).itemsize)
+        live, together = (_LIVE_OUTPUTS, n_steps) if self._problem.feed_forward else (_LIVE_BLOCKS, cells.BLOCK)
+        outputs = min(n_steps, together) * n_sequences * self._problem.spec.n_classes
+        return int((live * outputs + _LIVE_LOSSES * n_steps) * np.dtype(self._problem.dtype).itemsize)
 
 
 @cache

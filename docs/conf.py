@@ -1,0 +1,51 @@
+"""The site: `sphinx-build -W -b html docs OUT`. It imports no framework."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed
+from pathlib import Path
+
+from gradaudit.diagnose.table import RULES
+
+project = "gradaudit"
+author = "the gradaudit developers"
+version = release = installed("gradaudit")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"gradaudit {release}"
+default_role = "py:obj"
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+napoleon_use_ivar = True
+
+_PAGES = Path(__file__).resolve().parent.parent / "gradaudit" / "diagnose" / "pages"
+
+
+def _demoted(markdown: str) -> str:
+    """One level deeper, headings only: `#` in a block of code is a comment."""
+    lines, fenced = [], False
+    for line in markdown.splitlines():
+        fenced ^= line.startswith("```")
+        lines.append(f"#{line}" if line.startswith("#") and not fenced else line)
+    return "\n".join(lines)
+
+
+def _findings(app, docname, source):
+    """Append all findings to the page of findings: what `gradaudit explain` prints, in the order of the codes."""
+    if docname != "reference/findings":
+        return
+    rules = sorted(RULES, key=lambda rule: rule.code)
+    rows = [f"| [{rule.code}](#{rule.code.lower()}) | {rule.title} |" for rule in rules]
+    parts = [source[0], "\n".join(["| code | finding |", "|---|---|", *rows])]
+    for rule in rules:
+        page = _PAGES / f"{rule.code}.md"
+        app.env.note_dependency(str(page))
+        parts.append(f"({rule.code.lower()})=\n{_demoted(page.read_text(encoding='utf-8'))}")
+    source[0] = "\n\n".join(parts) + "\n"
+
+
+def setup(app):
+    app.connect("source-read", _findings)
