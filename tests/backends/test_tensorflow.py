@@ -295,6 +295,14 @@ def test_vectorized_map_evaluates_all_points_in_one_call():
     check_along(m, 7)
 
 
+def test_many_models_bring_no_warning(caplog):
+    for i in range(1, 13):
+        m = model(quadratic, {"w": np.ones(i), "s": np.array(0.5)})
+        check_along(m, i)
+        assert m.jvp(m.parameters(), m.parameters()) == pytest.approx(1.5 * i)
+    assert caplog.text == ""
+
+
 def test_the_loop_where_vectorized_map_fails():
     def branching(p):
         return quadratic(p) if float(p["s"]) > 0 else quadratic(p) * 3

@@ -66,7 +66,7 @@ def test_a_case_that_is_not_reproduced_exits_with_one(monkeypatch):
 
 
 def test_all_installed_backends(monkeypatch):
-    monkeypatch.setattr(registry, "installed_version", lambda name: {"numpy": "2"}.get(name))
+    monkeypatch.setattr(registry, "installed_version", {"numpy": "2"}.get)
     result = run(*SMALL, "--backend", "all")
     assert result.exit_code == 0
     assert "jax is not installed: pip install 'gradaudit[jax]'" in result.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -30,11 +31,8 @@ def own_trace(function: Callable[..., Any]) -> Any:
     TensorFlow (2.21) cannot push a tangent through the loops of a `tf.function` that was differentiated in reverse
     before: "TypeError: `dtype` variant is not compatible". Called from a trace of its own, it can.
     """
-
-    def again(*arguments: Any) -> Any:
-        return function(*arguments)
-
-    return tf.function(again, autograph=False, reduce_retracing=True)
+    # partial: TensorFlow counts traces by code object, and would warn that this one is traced for many functions
+    return tf.function(partial(_call, function), autograph=False, reduce_retracing=True)
 
 
 @final
@@ -64,7 +62,7 @@ class TensorflowModel:
         self._forward = forward or function
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
         self._point_bytes = point_bytes
-        self._vectorized = _vectorized(function)
+        self._vectorized = own_trace(partial(_vectorized_losses, function))
 
     def parameters(self) -> NamedArrays:
         """The base point."""
@@ -178,8 +176,12 @@ def _pushed_forward(
     return loss, accumulator.jvp(tf.convert_to_tensor(loss))
 
 
-def _vectorized(function: Callable[[Tensors], Any]) -> Any:
-    return own_trace(lambda stacked: tf.vectorized_map(function, stacked, fallback_to_while_loop=False))
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _vectorized_losses(function: Callable[[Tensors], Any], stacked: Tensors) -> tf.Tensor:
+    return tf.vectorized_map(function, stacked, fallback_to_while_loop=False)
 
 
 def _graph_bytes(function: Callable[[Tensors], Any], parameters: NamedArrays) -> int:
