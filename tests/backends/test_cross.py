@@ -23,7 +23,8 @@ def test_losses_and_gradients_are_the_same_at_full_size(dtype, loss, gradient, t
 
 
 def test_one_table_for_all():
-    models = {name: seed_case(name, tail(1), n_sequences=4, n_steps=300).lifted for name in ["numpy", *conftest.tested()]}
+    names = ["numpy", *conftest.tested()]
+    models = {name: seed_case(name, tail(1), n_sequences=4, n_steps=300).lifted for name in names}
     report = gradaudit.audit_all(models)
     assert report.verdict is Verdict.AGREE
     assert len({part.evaluations for part in report.parts}) == 1

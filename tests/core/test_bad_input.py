@@ -43,8 +43,8 @@ CASES = {
     "names": (
         square(lambda p: {"y": p["x"]}),
         ModelContractError,
-        "parameters are ['x'], but gradients are ['y'] (in value_and_grad())\n\nHint: return one gradient per parameter "
-        "(None where there is none); absent: ['x'], unknown: ['y']",
+        "parameters are ['x'], but gradients are ['y'] (in value_and_grad())\n\nHint: return one gradient per "
+        "parameter (None where there is none); absent: ['x'], unknown: ['y']",
     ),
     "shapes": (
         square(lambda p: {"x": np.ones((2, 1))}),
