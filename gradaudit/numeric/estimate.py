@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -11,17 +11,36 @@ import numpy as np
 from gradaudit.arrays import Array
 from gradaudit.direction import Direction, Point
 from gradaudit.numeric import ladder
-from gradaudit.numeric.fit import Candidate, Levels, candidates, choose, levels
+from gradaudit.numeric.fit import Candidate, Levels, candidates, choose, levels, side, slopes
 from gradaudit.numeric.ladder import Ladder
 from gradaudit.numeric.noise import noise_level
 from gradaudit.numeric.sampler import Sampler
+from gradaudit.numeric.shape import Plateau, jump, kink, plateau
 
 __all__ = ["DerivativeEstimate", "Known", "estimate", "follow_up"]
 
-Status = Literal["converged", "noise-limited", "left the domain"]
+Status = Literal["converged", "noise-limited", "left the domain", "kink", "jump", "plateau", "low precision inside"]
 _ROUNDS = 3
+#: Residuals this many times the noise are structure of the loss.
+_STRUCTURE = 10.0
+#: "Noise" that makes up this share of all movement is a loss that changes faster than the shortest steps.
+_UNRESOLVED = 0.05
+#: Noise up to this many eps of the loss is rounding.
+_ROUNDING = 4.0
+#: A follow-up whose residuals exceed the noise by more was taken at the wrong steps.
+_FITS = 3.0
+#: A line is resolved at this relative bound; further rounds cost more than they show.
+_TARGET_DOUBLE, _TARGET_SINGLE = 1e-7, 1e-4
+_SINGLE = 1e-12
+_TOP = float("inf")
 #: Fewer levels than this leave no room for a window with its neighbours.
 _ENOUGH = 4
+#: A plateau narrower than this is a number format of fewer digits inside the loss, a wider one is rounding on purpose.
+_NARROW = 1e-5
+#: A kink tilts the slope read from steps that do not see it by less than twice its size, measured.
+_TILT = 2.0
+#: Intermediate results of the size of 1 round like 1, also where the loss is smaller.
+_INTERMEDIATE = 16.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +48,19 @@ class DerivativeEstimate:
     """d f(p + t v) / dt at t = 0, and how sure we are.
 
     Attributes:
-        value: the derivative, NaN where nothing could be said.
+        value: the derivative, NaN where nothing could be said; at a kink the mean of both sides.
         bound: on its error; infinite where nothing could be said.
         base: the loss at the base point.
         sigma: standard deviation of one evaluation.
         step: the longest step of the window that decided.
         order: of the truncation error there.
         evaluations: losses spent on this line.
-        status: converged, noise-limited, or left the domain.
+        status: converged, noise-limited; left the domain: too few values on either side; kink, jump: not
+            differentiable here; plateau: constant here and moving further out; low precision inside: a plateau so
+            narrow that it is a number format, the slope is then that of the coarser steps.
         constant: all values were equal to the last bit.
+        half_jump: at a kink, the one-sided slopes are value -+ half_jump; otherwise 0.
+        still: the loss does not move at all near the base point.
     """
 
     value: float
@@ -49,6 +72,8 @@ class DerivativeEstimate:
     evaluations: int
     status: Status
     constant: bool
+    half_jump: float = 0.0
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,32 +148,79 @@ def _extend(sampler: Sampler, lines: Sequence[_Line], wanted: Sequence[Array], p
         start = stop
 
 
-def _fit(line: _Line, top: float, eps: float, known: Known | None) -> tuple[Candidate | None, float, Levels]:
+@dataclass(slots=True)
+class _View:
+    """A line's values, scaled, split and fitted."""
+
+    scale: float
+    base: float
+    sigma: float
+    seen: Levels
+    best: Candidate | None
+    lost: bool
+    ts: Array
+    raw: Array
+    near: Array
+
+    @property
+    def shortest(self) -> float:
+        """The shortest step that saw a value on either side, else the shortest tried."""
+        seen = np.isfinite(self.raw) & (self.ts != 0) & ~self.near
+        tried = seen if seen.any() else (self.ts != 0) & ~self.near
+        return float(np.abs(self.ts[tried]).min())
+
+
+def _view(line: _Line, top: float, eps: float, known: Known | None = None) -> _View:
     ts, raw, corrected = line.arrays()
     base = known.base if known is not None else float(corrected[ts == 0][0])
     # a common power of two keeps losses of 1e-30 and 1e30 away from the ends of the range
     scale = 2.0 ** -np.floor(np.log2(abs(base))) if base != 0 and np.isfinite(base) else 1.0
+    near = np.isin(ts, line.cluster)
     if known is not None:
         sigma = known.sigma * scale
     else:
-        near = np.isin(ts, line.cluster) | (ts == 0)
-        sigma = noise_level((ts[near], corrected[near] * scale), raw * scale, base * scale, eps)
-    far = ~np.isin(ts, line.cluster) & (ts != 0)
-    seen = levels(ts[far], corrected[far] * scale, base * scale, sigma, eps)
-    best = choose(candidates(seen, eps), top) if np.isfinite(sigma) else None
-    return best, scale, seen
+        cluster = near | (ts == 0)
+        sigma = noise_level((ts[cluster], corrected[cluster] * scale), raw * scale, base * scale, eps)
+        sigma = max(sigma, _rounded_inside(ts, raw, base, eps) * scale)
+    far = ~near & (ts != 0)
+    steps, values = ts[far], corrected[far] * scale
+    seen = levels(steps, values, base * scale, sigma, eps)
+    rounding = _ROUNDING * eps * abs(base)
+    smooth = known is not None or sigma <= scale * max(rounding, _UNRESOLVED * float(np.nanstd(raw)))
+    best = choose(candidates(slopes(seen), eps), top) if smooth else None
+    lost = bool(~np.isfinite(corrected).all())
+    if lost and len(seen.steps) < _ENOUGH and smooth:
+        sides = [choose(candidates(side(steps, values, base * scale, sigma, eps, s), eps), top) for s in (1, -1)]
+        best = min((c for c in (best, *sides) if c is not None), key=lambda c: c.bound, default=None)
+    return _View(scale, base, sigma, seen, best, lost, ts, raw, near)
+
+
+def _rounded_inside(ts: Array, raw: Array, base: float, eps: float) -> float:
+    """Noise of an intermediate result of the size of 1 in a smaller loss: small steps do not move it at all."""
+    flat = plateau(ts, raw, 0.0)
+    if flat is None:
+        return 0.0
+    unit = eps * max(1.0, abs(base))
+    return 0.3 * unit if flat.rise / flat.first * flat.width <= _INTERMEDIATE * unit else 0.0
 
 
 def _further(line: _Line, top: float, steps: Ladder, eps: float) -> Array:
     """Where the next round should look, if this line is not resolved."""
-    best, _, seen = _fit(line, top, eps, None)
-    if best is None:
-        # levels were lost at the edge of the domain: look nearer
-        few = 0 < len(seen.steps) < _ENOUGH
-        return ladder.below(steps, float(seen.steps[-1]), line.resolution) if few else np.zeros(0)
-    target = 1e-7 if steps.lowest < 2.0**-40 else 1e-4
-    if best.bound <= target * abs(best.value):
+    view = _view(line, top, eps)
+    best, seen = view.best, view.seen
+    target = _TARGET_DOUBLE if eps < _SINGLE else _TARGET_SINGLE
+    if best is not None and best.bound <= target * abs(best.value):
         return np.zeros(0)
+    if view.lost and len(seen.steps) < _ENOUGH:
+        # levels were lost at the edge of the domain: look nearer
+        return ladder.below(steps, float(seen.steps[-1] if len(seen.steps) else view.shortest), line.resolution)
+    if best is None:
+        return np.zeros(0)
+    if best.misfit > _STRUCTURE:
+        # what the fit leaves over is no noise: the loss bends within the steps
+        nearer = ladder.below(steps, float(seen.steps[-1]), line.resolution)
+        if len(nearer):
+            return nearer
     noisy = 6 * best.noise + 3 * best.unseen > 3 * best.change
     if noisy and best.start == 0:
         return ladder.above(best.step)
@@ -159,29 +231,64 @@ def _further(line: _Line, top: float, steps: Ladder, eps: float) -> Array:
 
 
 def _result(line: _Line, top: float, eps: float, known: Known | None = None) -> DerivativeEstimate:
-    best, scale, seen = _fit(line, top, eps, known)
-    ts, raw, corrected = line.arrays()
-    base = known.base if known is not None else float(corrected[ts == 0][0])
+    view = _view(line, top, eps, known)
+    best = view.best
     if best is None:
         return DerivativeEstimate(
             value=float("nan"),
             bound=float("inf"),
-            base=base,
-            sigma=known.sigma if known is not None else float("nan"),
+            base=view.base,
+            sigma=view.sigma / view.scale,
             step=float("nan"),
             order=0,
             evaluations=len(line.ts),
-            status="left the domain" if not np.isfinite(corrected).all() else "noise-limited",
+            status="left the domain" if view.lost else "noise-limited",
             constant=False,
         )
-    return DerivativeEstimate(
-        value=best.value / scale,
-        bound=best.bound / scale,
-        base=base,
-        sigma=float(seen.spread.min() * np.sqrt(2) / scale),
+    found = DerivativeEstimate(
+        value=best.value / view.scale,
+        bound=best.bound / view.scale,
+        base=view.base,
+        sigma=view.sigma / view.scale,
         step=best.step,
         order=2 * best.terms,
         evaluations=len(line.ts),
         status="converged" if best.bound <= 1e-3 * abs(best.value) else "noise-limited",
-        constant=bool(np.all(raw == raw[0])),
+        constant=bool(np.all(view.raw == view.raw[0])),
     )
+    if best.misfit > (_STRUCTURE if known is None else _FITS):
+        # the residuals are no noise, so no bound can be built from them; the few steps of a follow-up fit less often
+        found = replace(found, bound=float("inf"), status="noise-limited")
+    # a follow-up has no short steps to judge a kink by
+    return found if known is not None else _shaped(found, view, eps)
+
+
+def _shaped(found: DerivativeEstimate, view: _View, eps: float) -> DerivativeEstimate:
+    """The same estimate, knowing whether the loss is differentiable here at all."""
+    flat = plateau(view.ts, view.raw, view.sigma / view.scale)
+    if flat is not None:
+        return _on_a_plateau(found, view, flat, eps)
+    if len(view.seen.steps) < _ENOUGH:
+        return found
+    if jump(view.seen, eps):
+        return replace(found, status="jump")
+    bend = kink(view.seen, eps)
+    if bend is None:
+        return found
+    slope, bound = abs(bend.slope) / view.scale, bend.bound / view.scale
+    if bend.certain:
+        return replace(found, status="kink", half_jump=slope, bound=found.bound + bound)
+    single = eps > _SINGLE
+    return replace(found, bound=found.bound + _TILT * slope) if slope > bound or single else found
+
+
+def _on_a_plateau(found: DerivativeEstimate, view: _View, flat: Plateau, eps: float) -> DerivativeEstimate:
+    if flat.first > _NARROW:
+        return replace(found, value=0.0, bound=0.0, status="plateau", still=True)
+    moving = (np.abs(view.ts) >= flat.first) & (view.ts != 0)
+    sigma = flat.rise / 2
+    coarse = levels(view.ts[moving], view.raw[moving], view.base, sigma, eps)
+    best = choose(candidates(slopes(coarse), eps), _TOP)
+    if best is None:
+        return replace(found, value=float("nan"), bound=float("inf"), status="low precision inside")
+    return replace(found, value=best.value, bound=best.bound, sigma=sigma, status="low precision inside")

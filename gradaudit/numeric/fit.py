@@ -1,7 +1,8 @@
-"""A slope with an error bound, from values on both sides of the base point.
+"""Coefficients with error bounds, from values on a ladder of steps.
 
-The odd part of the loss, ``o(h) = (f(h) - f(-h)) / 2 = f'(0) h + a3 h^3 + ...``, is fitted by weighted least squares on
-windows of levels (a longest step and those below it) with 1, 2, ... terms. Neighbouring windows and one more term show
+A smooth function near the base point is a power series in the step h. One of its coefficients is wanted: the slope is
+that of h in the odd part ``(f(h) - f(-h)) / 2 = f'(0) h + a3 h^3 + ...``. Windows of levels (a longest step and those
+below it) are fitted by weighted least squares with more and more terms. Neighbouring windows and one more term show
 the truncation error, the weights show the noise: the bound is built from both (the idea of comparing neighbours is
 Romberg's 1955 and Ridders' 1982; weighting by noise instead of trusting a tableau is what keeps the bound honest).
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 from gradaudit.arrays import Array
 
-__all__ = ["Candidate", "Levels", "candidates", "choose", "levels"]
+__all__ = ["EVEN", "ODD", "Candidate", "Levels", "Series", "candidates", "choose", "levels", "side", "slopes"]
 
 #: Six standard deviations: the noise is not normal, and its level is itself an estimate.
 _NOISE = 6.0
@@ -25,11 +26,16 @@ _CHANGE = 3.0
 _UNSEEN = 3.0
 #: Constants and elementary functions in the loss's own precision tilt the slope by some tens of eps.
 _SYSTEMATIC = 100.0
+#: Residuals this many times the noise are structure of the function, not noise.
+_CLEAR = 10.0
 _WIDEST = 9
 _RANK = 1e-8
 
+ODD = tuple(range(1, 2 * _WIDEST, 2))
+EVEN = tuple(range(0, 2 * _WIDEST + 2, 2))
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Levels:
     """Odd and even parts on descending steps h (L,), and their standard deviations."""
 
@@ -39,6 +45,24 @@ class Levels:
     spread: Array
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """Values on descending steps, to be read as a power series.
+
+    Attributes:
+        powers: of the step; the coefficient of the first is wanted, the others are added in this order.
+        least: the fewest terms that make sense.
+        check: values that must fit as well, and their powers (one more than terms), for the misfit.
+    """
+
+    steps: Array
+    values: Array
+    spread: Array
+    powers: tuple[int, ...]
+    least: int = 1
+    check: tuple[Array, tuple[int, ...]] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One window and number of terms.
@@ -46,12 +70,13 @@ class Candidate:
     Attributes:
         start: index of its longest level.
         step: that level's step.
-        terms: of the odd polynomial; the truncation error is of order 2 * terms.
-        value: the slope.
-        noise: its standard deviation.
+        terms: of the series.
+        value: the coefficient.
+        noise: its standard deviation, misfit included.
+        misfit: by how much the residuals exceed the noise of the values (1: not at all).
         change: the larger difference to its neighbours.
         unseen: the noise of that difference.
-        bound: on the error of the slope.
+        bound: on the error of the coefficient.
     """
 
     start: int
@@ -59,6 +84,7 @@ class Candidate:
     terms: int
     value: float
     noise: float
+    misfit: float
     change: float
     unseen: float
     bound: float
@@ -70,14 +96,36 @@ def levels(steps: Array, values: Array, base: float, sigma: float, eps: float) -
     both = (h for h in at if h > 0 and np.isfinite(at[h]) and np.isfinite(at.get(-h, np.nan)))
     pairs = [(h, at[h], at[-h]) for h in sorted(both, reverse=True)]
     h, plus, minus = (np.array(column) for column in zip(*pairs, strict=True)) if pairs else [np.zeros(0)] * 3
-    spread = np.maximum(sigma, 0.5 * eps * np.maximum(np.abs(plus), np.abs(minus)))
-    return Levels(steps=h, odd=(plus - minus) / 2, even=(plus + minus) / 2 - base, spread=spread / np.sqrt(2))
+    spread = _spread(np.maximum(np.abs(plus), np.abs(minus)), sigma, eps) / np.sqrt(2)
+    return Levels(steps=h, odd=(plus - minus) / 2, even=(plus + minus) / 2 - base, spread=spread)
 
 
-def candidates(seen: Levels, eps: float) -> list[Candidate]:
+def slopes(seen: Levels) -> Series:
+    """The slope: the odd part, with the even part as a check.
+
+    The even part sees a misfit (a kink, a jump) that the odd part does not; its intercept is the error of f(0).
+    """
+    return Series(seen.steps, seen.odd, seen.spread, ODD, check=(seen.even, EVEN))
+
+
+def side(steps: Array, values: Array, base: float, sigma: float, eps: float, sign: int) -> Series:
+    """The slope from one side of the base point, which is a level itself: for the edge of a domain."""
+    mine = np.isfinite(values) & (steps * sign > 0)
+    order = np.argsort(-np.abs(steps[mine]))
+    h = np.append(np.abs(steps[mine])[order], 0.0)
+    y = np.append(values[mine][order] - base, 0.0)
+    return Series(h, sign * y, _spread(np.abs(y + base), sigma, eps), tuple([1, 0, *range(2, 7)]), least=2)
+
+
+def candidates(series: Series, eps: float) -> list[Candidate]:
     """All windows and numbers of terms that have both neighbours."""
-    n = len(seen.steps)
-    fits = {(i, m): _slope(seen, i, m) for i in range(n) for m in range(1, min(n - i, _WIDEST) + 1)}
+    n = int((series.steps > 0).sum())
+    most = len(series.powers)
+    fits = {
+        (i, m): _coefficient(series, i, m)
+        for i in range(n)
+        for m in range(series.least, min(n - i, _WIDEST, most) + 1)
+    }
     found = []
     for (i, m), fit in fits.items():
         shorter, richer = fits.get((i + 1, m)), fits.get((i, m + 1))
@@ -86,15 +134,17 @@ def candidates(seen: Levels, eps: float) -> list[Candidate]:
         change = max(abs(fit[0] - shorter[0]), abs(fit[0] - richer[0]))
         unseen = min(shorter[1], richer[1])
         bound = _NOISE * fit[1] + _CHANGE * change + _UNSEEN * unseen + _SYSTEMATIC * eps * abs(fit[0])
-        found.append(Candidate(i, float(seen.steps[i]), m, fit[0], fit[1], change, unseen, bound))
+        found.append(Candidate(i, float(series.steps[i]), m, *fit, change, unseen, bound))
     return found
 
 
 def choose(found: Sequence[Candidate], first_top: float) -> Candidate | None:
     """The smallest bound that no candidate at shorter steps contradicts.
 
-    A window above the first ladder vouches only for a slope that it sees: far out, a saturating function is flat.
+    A window above the first ladder vouches only for a slope that it sees, and sees clearly: far out, a saturating
+    function is flat, and a staircase is a line.
     """
+    found = [c for c in found if c.step <= first_top * 1.01 or c.misfit <= _CLEAR]
     ranked = sorted(found, key=lambda c: c.bound)
     best = next((c for c in ranked if not any(_contradicts(other, c) for other in found)), None)
     if best is not None and best.step > first_top * 1.01 and abs(best.value) <= best.bound:
@@ -106,21 +156,26 @@ def _contradicts(shorter: Candidate, c: Candidate) -> bool:
     return shorter.step < c.step and abs(c.value - shorter.value) > c.bound + shorter.bound
 
 
-def _slope(seen: Levels, start: int, terms: int) -> tuple[float, float] | None:
-    """Slope and standard deviation from the window that starts at one level; None if it is degenerate."""
+def _spread(size: Array, sigma: float, eps: float) -> Array:
+    return np.maximum(sigma, 0.5 * eps * size)
+
+
+def _coefficient(series: Series, start: int, terms: int) -> tuple[float, float, float] | None:
+    """Coefficient, standard deviation and misfit from the window that starts at one level; None if it is degenerate."""
     window = slice(start, start + _WIDEST)
-    unit = seen.steps[start]
-    x = seen.steps[window] / unit
-    powers = 2 * np.arange(terms) + 1
-    solved = _weighted(x[:, None] ** powers, seen.odd[window], seen.spread[window])
+    unit = series.steps[start]
+    x = (series.steps[window] / unit)[:, None]
+    solved = _weighted(x ** np.array(series.powers[:terms]), series.values[window], series.spread[window])
     if solved is None:
         return None
     value, deviation, chi2 = solved
-    # the even part sees a misfit (a kink, a jump) that the odd part does not; its intercept is the error of f(0)
-    even = _weighted(x[:, None] ** (2 * np.arange(terms + 1)), seen.even[window], seen.spread[window])
-    if even is not None:
-        chi2 = max(chi2, even[2])
-    return value / unit, deviation * max(1.0, np.sqrt(chi2)) / unit
+    if series.check is not None:
+        values, powers = series.check
+        other = _weighted(x ** np.array(powers[: terms + 1]), values[window], series.spread[window])
+        chi2 = chi2 if other is None else max(chi2, other[2])
+    scale = unit ** series.powers[0]
+    misfit = max(1.0, float(np.sqrt(chi2)))
+    return value / scale, deviation * misfit / scale, misfit
 
 
 def _weighted(design: Array, values: Array, spread: Array) -> tuple[float, float, float] | None:

@@ -39,7 +39,7 @@ class Ladder:
         double = eps < _DOUBLE_EPS
         self.top, self.ratio = (0.237, 15.37) if double else (0.472, 3.83)
         self.cluster, self.lowest = (1.137 * 2.0**-34, 2.0**-44) if double else (1.137 * 2.0**-18, 2.0**-19)
-        self.follow_up = np.array([2.0, 0.5, 0.125, 1 / 32] if double else [2.0, 1.0, 0.5, 0.25])
+        self.follow_up = np.array([2.0, 0.5, 0.125, 1 / 32] if double else [1.0, 0.26, 0.07, 0.018])
 
 
 def _symmetric(steps: Array) -> Array:

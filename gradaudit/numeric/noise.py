@@ -45,10 +45,10 @@ def cluster_residual(steps: Array, values: Array) -> float:
     """
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
-    if len(steps) < 6:
+    if len(steps) < 5:
         return float("inf")
     x = steps / np.abs(steps).max()
-    fits = [_residual(np.vander(x, 3), values), _residual(np.vander(x, 4), values)]
+    fits = [_residual(np.vander(x, terms), values) for terms in (3, 4) if len(steps) >= terms + 2]
     sides = [x > 0, x < 0]
     if all(side.sum() >= 3 for side in sides):
         squares = [_residual(np.vander(x[side], 2), values[side]) ** 2 * (side.sum() - 2) for side in sides]

@@ -1,0 +1,109 @@
+"""What a loss looks like near the base point, from the values that its slope was read from: kink, jump, plateau."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradaudit.arrays import Array
+from gradaudit.numeric.fit import Levels, Series, candidates, choose
+
+__all__ = ["Kink", "Plateau", "jump", "kink", "plateau"]
+
+#: A coefficient counts when it exceeds its bound twice; a jump also thirty noise levels (curvature is no jump).
+_SIGNIFICANT = 2.0
+_JUMP_NOISES = 30.0
+#: |h| persists: the even part over h is the same at the shortest steps that show it, over two decades.
+_SEEN = 8.0
+_SAME = 0.35
+_DECADES = 100.0
+#: Values that stand still although the slope seen above would move them by this many noise levels.
+_STILL = 8.0
+_STILL_LEVELS = 3
+_TOP = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Kink:
+    """The coefficient of |h|: the one-sided slopes are value -+ this.
+
+    Attributes:
+        slope: half the difference of the one-sided slopes.
+        bound: on its error.
+        certain: significant, and the same down to the shortest steps that show it.
+    """
+
+    slope: float
+    bound: float
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plateau:
+    """The loss stands still near the base point and moves further out.
+
+    Attributes:
+        width: the longest step without movement.
+        first: the shortest step with movement.
+        rise: how far the loss moves there.
+    """
+
+    width: float
+    first: float
+    rise: float
+
+
+def kink(seen: Levels, eps: float) -> Kink | None:
+    """Look for |h| in the even part; None where nothing can be said.
+
+    The fit needs an intercept: the rounding of f(0) would look like a kink otherwise.
+    """
+    best = choose(candidates(Series(seen.steps, seen.even, seen.spread, (1, 0, 2, 3, 4), least=2), eps), _TOP)
+    if best is None:
+        return None
+    visible = np.abs(seen.even) > _SEEN * seen.spread
+    steps, ratios = seen.steps[visible], (seen.even / seen.steps)[visible]
+    shortest = ratios[-3:]
+    persists = (
+        len(steps) >= 3
+        and steps[0] > _DECADES * steps[-1]
+        and bool(np.all(np.abs(shortest - best.value) <= _SAME * abs(best.value)))
+    )
+    return Kink(best.value, best.bound, abs(best.value) > _SIGNIFICANT * best.bound and persists)
+
+
+def jump(seen: Levels, eps: float) -> bool:
+    """Whether the limits from both sides and the value differ: an intercept of the odd or the even part."""
+    for part in (seen.odd, seen.even):
+        best = choose(candidates(Series(seen.steps, part, seen.spread, (0, 1, 2, 3)), eps), _TOP)
+        if best is None:
+            continue
+        noise = float(seen.spread.min())
+        if abs(best.value) > _SIGNIFICANT * best.bound and abs(best.value) > _JUMP_NOISES * noise:
+            return True
+    return False
+
+
+def plateau(steps: Array, values: Array, sigma: float) -> Plateau | None:
+    """Three levels or more that equal f(0) to the last bit, although the slope seen further out would move them.
+
+    Args:
+        steps: all t, 0 among them.
+        values: the losses as the model returned them (not corrected for rounded arguments).
+        sigma: the noise of one value.
+    """
+    base = values[steps == 0][0]
+    order = np.argsort(np.abs(steps))
+    sizes, moves = np.abs(steps[order]), np.abs(values[order] - base)
+    finite = np.isfinite(moves) & (sizes > 0)
+    sizes, moves = sizes[finite], moves[finite]
+    moving = np.flatnonzero(moves > 0)
+    if not moving.size or moving[0] < 2 * _STILL_LEVELS:
+        return None
+    width, first = float(sizes[moving[0] - 1]), float(sizes[moving[0]])
+    top = sizes >= first
+    slope = float((moves[top] / sizes[top])[moves[top] > 0].min())
+    if slope * width <= _STILL * sigma:
+        return None
+    return Plateau(width, first, float(moves[top][moves[top] > 0].min()))
