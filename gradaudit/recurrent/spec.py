@@ -145,6 +145,10 @@ class Problem:
         if self.data.features.shape[2] != self.spec.n_features:
             msg = f"the features have {self.data.features.shape[2]} dimensions"
             raise ModelContractError(msg, where="data", hint=f"this spec wants {self.spec.n_features}")
+        labels = self.data.labels
+        if labels.min() < 0 or labels.max() >= self.spec.n_classes:
+            msg = f"the labels run from {labels.min()} to {labels.max()}"
+            raise ModelContractError(msg, where="data", hint=f"this spec wants 0 to {self.spec.n_classes - 1}")
         object.__setattr__(self, "weights", frozen_copy(self.weights))
 
     @property
