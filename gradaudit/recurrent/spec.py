@@ -25,8 +25,8 @@ class RecurrentSpec:
     are class probabilities where the activation is softmax; otherwise they are logits.
 
     Attributes:
-        n_features: D.
-        n_classes: H.
+        n_features: the number D.
+        n_classes: the number H.
         activation: identity, tanh, relu, sigmoid or softmax (over the classes).
         learn_initial_state: whether h0 is a parameter.
         outputs: ``"all"``: a loss at every step; ``"last"``: at the last step only.
