@@ -1002,6 +1002,17 @@ def _oscillating(d: Data, kind: str, frequency: float, rng: np.random.Generator)
     return _Case(f"oscillating {frequency:g} {kind}", "oscillating", functions[kind], {"x": x})
 
 
+def _zero_tensor(d: Data, name: str, ratio: float, unit: np.ndarray) -> _Case:
+    """A tensor of zeros says nothing about its scale: here its neighbours, a small and a large one, mislead."""
+    parameters = {"zero": d(np.zeros(3)), "small": d(unit[:3] / ratio), "large": d(unit[3:6] * ratio)}
+    up, down = d(ratio), d(1 / ratio)
+
+    def function(p):
+        return (np.sin(up * (p["zero"] + p["small"])) * np.cos(down * p["large"])).sum(axis=-1)
+
+    return _Case(name, "scaled", function, parameters)
+
+
 def _scaled(d: Data, kind: str, label: str, rng: np.random.Generator) -> _Case:
     """Parameters of very different sizes, or functions that vary over another length than their parameters."""
     size = 10.0 ** np.linspace(-8, 8, 9)
@@ -1018,14 +1029,9 @@ def _scaled(d: Data, kind: str, label: str, rng: np.random.Generator) -> _Case:
             parameters,
         )
     if kind == "zero tensor":
-        parameters = {"zero": d(np.zeros(3)), "tiny": d(1e-6 * unit[:3]), "huge": d(1e6 * unit[3:6])}
-        a, b = d(1e6), d(1e-6)
-        return _Case(
-            name,
-            family,
-            lambda p: (np.sin(a * (p["zero"] + p["tiny"])) * np.cos(b * p["huge"])).sum(axis=-1),
-            parameters,
-        )
+        return _zero_tensor(d, name, 100.0, unit)
+    if kind == "extreme zero tensor":
+        return replace(_zero_tensor(d, name, 1e6, unit), family="hard")
     near, far = d(1e6), d(10.0 ** np.linspace(0, 8, 9))
     functions: dict[str, tuple[Function, np.ndarray]] = {
         "sines": (lambda p: (w * np.sin(p["x"] / s)).sum(axis=-1), size * unit),
@@ -1044,7 +1050,7 @@ def _scaled(d: Data, kind: str, label: str, rng: np.random.Generator) -> _Case:
 
 
 _SCALED = (
-    *("tensors", "zero tensor", "sines", "logs", "squares", "tanh"),
+    *("tensors", "zero tensor", "extreme zero tensor", "sines", "logs", "squares", "tanh"),
     *("unequal", "pair", "bowl", "narrow", "wide", "few decades"),
 )
 
@@ -1304,7 +1310,9 @@ def _composition(dtype: np.dtype, rng: np.random.Generator, name: str) -> _Case:
             u = squash(u @ linear + shift)
         return factor * (u @ last + offset)
 
-    return _Case(f"{name} {'>'.join(names)}", "composition", function, parameters)
+    mixed = any(np.size(length) > 1 for length in lengths.values())
+    family = "composition, mixed scales" if mixed else "composition"
+    return _Case(f"{name} {'>'.join(names)}", family, function, parameters)
 
 
 def _pick(rng: np.random.Generator, table: Any) -> Any:
@@ -1315,7 +1323,8 @@ def _perturbed(dtype: np.dtype, rng: np.random.Generator, name: str) -> _Case:
     """A member of one of the fixed families at a point of its own."""
     d = partial(np.array, dtype=dtype)
     single = dtype == np.float32
-    waves = ("sum", "trend", "beat")
+    waves, unit = ("sum", "trend", "beat"), rng.uniform(0.5, 1.5, 9)
+    left_out = {"extreme zero tensor", *(("narrow", "wide", "pair") if single else ())}
     choices: list[Callable[[], _Case]] = [
         lambda: _mgh(d, _pick(rng, _MGH), name, rng, 0.3),
         lambda: _mgh(d, _pick(rng, _MGH), name, rng, 0.03),
@@ -1324,7 +1333,8 @@ def _perturbed(dtype: np.dtype, rng: np.random.Generator, name: str) -> _Case:
         lambda: _offset(d, _pick(rng, _SIGNALS), _log_uniform(rng, 1e2, 1e4 if single else 1e6), rng),
         lambda: _vanishing(d, _pick(rng, _SIGNALS), _log_uniform(rng, 1e-30, 1e-10), rng),
         lambda: _oscillating(d, _pick(rng, waves), _log_uniform(rng, 10, 300 if single else 3e3), rng),
-        lambda: _scaled(d, _pick(rng, [k for k in _SCALED if not (single and k in {"narrow", "wide"})]), name, rng),
+        lambda: _scaled(d, _pick(rng, [k for k in _SCALED if k not in left_out]), name, rng),
+        lambda: _zero_tensor(d, f"scaled zero tensor {name}", _log_uniform(rng, 3, 30 if single else 300), unit),
         lambda: _saturated(d, _pick(rng, _SATURATED), _log_uniform(rng, 2, 5 if single else 12), rng),
         lambda: _edge(d, _pick(rng, _EDGES), _log_uniform(rng, 3e-3 if single else 1e-6, 0.3), rng),
         lambda: _large(d, _pick(rng, ("sin", "quadratic", "exp", "log", "sqrt", "ratio")), name, rng),

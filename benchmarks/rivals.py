@@ -1,7 +1,8 @@
 """Other estimators of a derivative, behind one interface, with their own error estimates taken at face value.
 
 Each takes ``phi(t)``, a function of one number whose value is NaN where it is not defined, and the machine epsilon of
-its values; it returns the derivative at 0, its bound (NaN where it has none) and the number of evaluations.
+its values; it returns the derivative at 0, its bound and the number of evaluations. The bound is NaN where the method
+has none, and infinite where it has one but failed (a point outside the domain, mostly).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numdifftools
 import numpy as np
@@ -41,14 +43,18 @@ def scipy_derivative(phi: Phi, eps: float) -> tuple[float, float, int]:
     counted = _Counted(phi)
     zero = np.float64(0) if eps < _DOUBLE_EPS else np.float32(0)
     found = differentiate.derivative(counted, zero)
-    return float(found.df), float(found.error), counted.calls
+    return _answer(found.df, found.error, counted.calls)
+
+
+def _answer(value: Any, bound: Any, calls: int) -> tuple[float, float, int]:
+    return float(value), float(bound) if np.isfinite(value) and np.isfinite(bound) else float("inf"), calls
 
 
 def numdifftools_derivative(phi: Phi, eps: float) -> tuple[float, float, int]:  # noqa: ARG001  # has no such option
     """At its defaults: steps from 2 downwards by halves, extrapolated."""
     counted = _Counted(phi)
-    value, info = numdifftools.Derivative(counted, full_output=True)(0.0)
-    return float(value), float(info.error_estimate), counted.calls
+    found = numdifftools.Derivative(counted, full_output=True)(0.0)
+    return _answer(found.estimate, found.error_estimate, counted.calls)
 
 
 def central(phi: Phi, eps: float, step: float) -> tuple[float, float, int]:  # noqa: ARG001  # that is its weakness
@@ -66,7 +72,7 @@ def _quiet(rival: Rival) -> Rival:
             try:
                 return rival(counted, eps)
             except (ArithmeticError, ValueError, IndexError):
-                return float("nan"), float("nan"), counted.calls
+                return float("nan"), float("inf"), counted.calls
 
     return estimate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version as installed
 from pathlib import Path
 
@@ -19,8 +20,11 @@ default_role = "py:obj"
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_type_aliases = {name: name for name in ("Activation", "Gradients", "NamedArrays", "Scalar")}
 napoleon_use_ivar = True
 
+_MARKUP = re.compile(r"(``.*?``)|([|*])")
+_ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 _PAGES = Path(__file__).resolve().parent.parent / "gradaudit" / "diagnose" / "pages"
 
 
@@ -47,5 +51,17 @@ def _findings(app, docname, source):
     source[0] = "\n\n".join(parts) + "\n"
 
 
+def _plain(app, what, name, obj, options, lines):  # noqa: ARG001  # sphinx calls it so
+    """Docstrings are plain text with code in backticks: a star or a bar in them is no markup."""
+    lines[:] = [_MARKUP.sub(lambda match: match[1] or f"\\{match[2]}", line) for line in lines]
+
+
+def _short(app, what, name, obj, options, signature, returns):  # noqa: ARG001
+    """Aliases by their names."""
+    return tuple(text and _ALIAS.sub(r"\1", text) for text in (signature, returns))
+
+
 def setup(app):
     app.connect("source-read", _findings)
+    app.connect("autodoc-process-docstring", _plain, priority=100)  # before napoleon writes markup of its own
+    app.connect("autodoc-process-signature", _short)

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import io
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -72,7 +73,8 @@ def run(example: Example, namespace: dict[str, object]) -> str:
     if example.language == "console":
         words = shlex.split(example.code.removeprefix("$ "))
         program = [str(Path(sys.executable).with_name("gradaudit"))] if words[0] == "gradaudit" else words[:1]
-        done = subprocess.run([*program, *words[1:]], capture_output=True, text=True, check=False)  # noqa: S603
+        width = os.environ | {"COLUMNS": "80"}
+        done = subprocess.run([*program, *words[1:]], capture_output=True, text=True, check=False, env=width)  # noqa: S603
         return f"{done.stdout.strip(chr(10))}\n"
     namespace.pop("report", None)
     printed = io.StringIO()
@@ -91,7 +93,7 @@ def _same_word(one: str, other: str) -> bool:
     if one == other:
         return True
     try:
-        left, right = (float(word.strip("(),;:[]").replace(",", "")) for word in (one, other))
+        left, right = (float(word.strip("(),.;:[]").replace(",", "")) for word in (one, other))
     except ValueError:
         return False
     return math.isclose(left, right, rel_tol=0.05, abs_tol=1e-9)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradaudit.arrays import Gradients, global_norm
-from gradaudit.auditor import Progress, audit_each
+from gradaudit.auditor import Progress, audit_each, preserved
 from gradaudit.compare import worst
 from gradaudit.errors import OptionError
 from gradaudit.options import AuditOptions
@@ -43,8 +43,11 @@ def audit_all(
 
 
 def ports(models: Mapping[str, Model]) -> tuple[Port, ...]:
-    """Losses and analytic gradients at the base point, against the first model."""
-    computed = {name: model.value_and_grad(model.parameters()) for name, model in models.items()}
+    """Losses and analytic gradients at the base point, one more gradient evaluation each, against the first model."""
+    computed = {}
+    for name, model in models.items():
+        with preserved(model):
+            computed[name] = model.value_and_grad(model.parameters())
     first_loss, first = next(iter(computed.values()))
     return tuple(
         Port(

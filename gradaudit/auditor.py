@@ -24,7 +24,7 @@ from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsEnvironment, SupportsFrozen, SupportsState, SupportsTruncation
 from gradaudit.report import AuditReport, Entries, ParameterResult
 
-__all__ = ["audit", "audit_each"]
+__all__ = ["Progress", "audit", "audit_each", "preserved"]
 
 Progress = Callable[[int], None]
 
@@ -49,7 +49,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         raise ModelContractError(msg, where="audit()", hint=hint)
     started = time.perf_counter()
     budget = Budget(options.max_evaluations, progress)
-    with _preserved(model):
+    with preserved(model):
         evidence = _collect(model, options, budget)
         judged = _judged(evidence)
         findings = explain(evidence)
@@ -85,7 +85,7 @@ def audit_each(
 
 
 @contextmanager
-def _preserved(model: Model) -> Iterator[None]:
+def preserved(model: Model) -> Iterator[None]:
     """Random generators and the framework's state are as before, also after an exception."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002  # the user's legacy generator
     try:

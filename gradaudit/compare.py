@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -113,7 +114,7 @@ def compare(
     numeric = estimate.value
     own = precision.analytic * (_ANALYTIC_RMS * direction.reach(gradients) + _ANALYTIC_VALUE * abs(analytic))
     bound = estimate.bound + own
-    scale = max(rms, abs(numeric)) if numeric == numeric else rms  # noqa: PLR0124  # NaN
+    scale = rms if math.isnan(numeric) else max(rms, abs(numeric))
     gap = abs(analytic - numeric)
     threshold = precision.caution * bound + precision.tolerance * scale
     resolution = threshold / scale if scale > 0 else 0.0 if threshold == 0 else float("inf")
@@ -128,6 +129,8 @@ def compare(
     else:
         verdict = Verdict.INCONCLUSIVE
     relative = gap / scale if scale > 0 else 0.0
+    if not math.isfinite(analytic):
+        relative = resolution = float("inf")
     return Comparison(
         direction=direction,
         analytic=analytic,

@@ -125,7 +125,7 @@ class AuditReport:
         dtype: of the loss.
         source: who supplied the numeric derivatives.
         parameters: the worst first.
-        findings: the most certain first.
+        findings: in the order of the table of rules.
         evaluations: forward passes.
         gradients: gradient evaluations.
         seconds: wall time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -41,6 +42,8 @@ def _errors_as_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
 @click.version_option(package_name="gradaudit")
 def cli() -> None:
     """Is the analytic gradient the derivative of this loss, how far is it off, and why?"""
+    # this process is ours: TensorFlow's start-up notices would only drown the report
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @cli.command()

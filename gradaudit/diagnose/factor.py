@@ -12,6 +12,8 @@ __all__ = ["constant_ratio", "sign"]
 
 #: A factor is named by a size when it equals it this closely.
 _NAMED = 2e-3
+#: A factor this close to 1 is an error somewhere else that a factor happens to fit.
+_NO_FACTOR = 1e-4
 #: One line always fits one number; a second one does not by chance, unless there is only one entry.
 _LEAST_LINES = 2
 
@@ -63,7 +65,7 @@ def _factor(evidence: Evidence) -> tuple[list[str], float] | None:
     factor = least_squares_ratio(lines)
     tolerance = Precision(analytic=_precision(evidence), numeric=0.0).tolerance
     n_entries = sum(spec.size for spec in evidence.baseline.specs if spec.name in names)
-    if min(len(lines), n_entries) < _LEAST_LINES or not abs(factor) > tolerance:
+    if min(len(lines), n_entries) < _LEAST_LINES or not abs(factor) > tolerance or abs(factor - 1) <= _NO_FACTOR:
         return None
     return (names, factor) if all(_fits(c, factor, tolerance) for c in lines) else None
 

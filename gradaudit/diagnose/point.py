@@ -20,9 +20,9 @@ def non_finite(evidence: Evidence) -> Finding | None:
         return None
     counts = ", ".join(f"{n} ({k} of {g.size})" for n, k in bad.items() if (g := gradients[n]) is not None)
     smooth = evidence.total is not None and any(
-        np.isfinite(c.numeric) and c.bound < abs(c.numeric) for c in evidence.lines(list(bad))
+        line.estimate.bound < abs(line.estimate.value) for line in evidence.total.lines if line.probe.tensor in bad
     )
-    seen = " The numeric derivative exists there." if smooth else ""
+    seen = " The numeric derivative is finite there." if smooth else ""
     return Finding(
         code="GA604",
         title="gradient not finite",

@@ -37,12 +37,17 @@ def unresolved(evidence: Evidence) -> Finding | None:
         code="GA701",
         title="not resolved at this precision",
         confidence="proven",
-        sentence=f"{', '.join(names)}: {way}; relative errors below {number(resolutions[coarsest])} are invisible "
-        f"for {coarsest}.",
+        sentence=f"{', '.join(names)}: {way}; {_invisible(resolutions[coarsest], coarsest)}.",
         remedy=f"What would settle it: {settle}.",
         parameters=tuple(names),
         numbers={"resolution": resolutions[coarsest]},
     )
+
+
+def _invisible(resolution: float, name: str) -> str:
+    if np.isfinite(resolution):
+        return f"relative errors below {number(resolution)} are invisible for {name}"
+    return f"nothing can be said of {name}"
 
 
 def unexplained(evidence: Evidence) -> Finding | None:

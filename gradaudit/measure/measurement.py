@@ -151,9 +151,11 @@ def _doubtful(measured: Measurement, lengths: dict[str, float | Array], options:
     probes: list[Probe] = []
     for name in measured.verdicts:
         looks = [c for c in measured.of(name) if c.verdict is not Verdict.AGREE]
+        full = {id(line.probe.direction) for line in measured.lines if line.full}
         wrong = [c for c in measured.of(name, entries=True) if c.verdict is Verdict.DISAGREE]
         if looks:
-            probes += [Probe(c.direction, name) for c in looks if c.verdict is Verdict.INCONCLUSIVE]
+            again = [c for c in looks if c.verdict is Verdict.INCONCLUSIVE and id(c.direction) not in full]
+            probes += [Probe(c.direction, name) for c in again]
             probes += plan.fresh(lengths, [name], options.seed)
         elif wrong:
             probes.append(Probe(max(wrong, key=lambda c: c.relative_error).direction, name))

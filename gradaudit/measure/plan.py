@@ -12,8 +12,11 @@ from gradaudit.direction import Direction, entry_direction, random_direction
 
 __all__ = ["Probe", "along_signs", "entries", "fresh", "scales", "tensors", "whole_model"]
 
-#: Beyond this spread a common step is too long for some entries and too short for others.
+#: Beyond this spread of sizes (the largest to the tenth part's upper end) a common step is too long for some entries
+#: and too short for others; normally distributed weights stay below it at any size.
 _HETEROGENEOUS = 100.0
+#: A small tensor is read entry by entry anyway: there, steps by entry cost no detectability.
+_HETEROGENEOUS_SMALL = 10.0
 #: Tensors up to this size are read entry by entry, all together up to the second number.
 _SMALL_TENSOR = 16
 _ALL_ENTRIES = 64
@@ -36,9 +39,12 @@ def scales(parameters: NamedArrays) -> dict[str, float | Array]:
 
 
 def _scale(size: Array, typical: float) -> float | Array:
-    median = float(np.median(size))
     positive = size[size > 0]
-    if positive.size and size.max() > _HETEROGENEOUS * median and positive.max() > _HETEROGENEOUS * positive.min():
+    if not positive.size:
+        return typical
+    small = size.size <= _SMALL_TENSOR
+    least = positive.min() if small else np.quantile(positive, 0.1)
+    if positive.max() > (_HETEROGENEOUS_SMALL if small else _HETEROGENEOUS) * least:
         return np.where(size > 0, size, np.quantile(positive, 0.25))
     return typical
 

@@ -13,7 +13,7 @@ from gradaudit.direction import Direction, Point
 from gradaudit.numeric import ladder
 from gradaudit.numeric.fit import Candidate, Levels, candidates, choose, levels, side, slopes
 from gradaudit.numeric.ladder import Ladder
-from gradaudit.numeric.noise import noise_level
+from gradaudit.numeric.noise import cluster_slope, noise_level
 from gradaudit.numeric.sampler import Sampler
 from gradaudit.numeric.shape import Plateau, jump, kink, plateau
 
@@ -29,6 +29,8 @@ _UNRESOLVED = 0.05
 _ROUNDING = 4.0
 #: A follow-up whose residuals exceed the noise by more was taken at the wrong steps.
 _FITS = 3.0
+#: The values nearest to the base point may contradict the answer by this share of it.
+_SLACK = 1e-3
 #: A line is resolved at this relative bound; further rounds cost more than they show.
 _TARGET_DOUBLE, _TARGET_SINGLE = 1e-7, 1e-4
 _SINGLE = 1e-12
@@ -161,6 +163,20 @@ class _View:
     ts: Array
     raw: Array
     near: Array
+    cluster: tuple[float, float]
+
+    @property
+    def contradiction(self) -> float:
+        """How far the slope of the values nearest to the base point, with its noise, lies outside the bound; or 0.
+
+        A loss that bends within the shortest steps of the ladder, or a staircase seen from afar, shows only here.
+        """
+        if self.best is None:
+            return 0.0
+        slope, deviation = self.cluster
+        reach = abs(slope - self.best.value) + 6 * deviation
+        allowed = self.best.bound + 12 * deviation + _SLACK * abs(self.best.value)
+        return reach if reach > allowed else 0.0
 
     @property
     def shortest(self) -> float:
@@ -192,7 +208,8 @@ def _view(line: _Line, top: float, eps: float, known: Known | None = None) -> _V
     if lost and len(seen.steps) < _ENOUGH and smooth:
         sides = [choose(candidates(side(steps, values, base * scale, sigma, eps, s), eps), top) for s in (1, -1)]
         best = min((c for c in (best, *sides) if c is not None), key=lambda c: c.bound, default=None)
-    return _View(scale, base, sigma, seen, best, lost, ts, raw, near)
+    near_line = cluster_slope(ts[near], corrected[near] * scale, sigma)
+    return _View(scale, base, sigma, seen, best, lost, ts, raw, near, near_line)
 
 
 def _rounded_inside(ts: Array, raw: Array, base: float, eps: float) -> float:
@@ -216,7 +233,7 @@ def _further(line: _Line, top: float, steps: Ladder, eps: float) -> Array:
         return ladder.below(steps, float(seen.steps[-1] if len(seen.steps) else view.shortest), line.resolution)
     if best is None:
         return np.zeros(0)
-    if best.misfit > _STRUCTURE:
+    if best.misfit > _STRUCTURE or view.contradiction:
         # what the fit leaves over is no noise: the loss bends within the steps
         nearer = ladder.below(steps, float(seen.steps[-1]), line.resolution)
         if len(nearer):
@@ -256,11 +273,10 @@ def _result(line: _Line, top: float, eps: float, known: Known | None = None) -> 
         status="converged" if best.bound <= 1e-3 * abs(best.value) else "noise-limited",
         constant=bool(np.all(view.raw == view.raw[0])),
     )
-    if best.misfit > (_STRUCTURE if known is None else _FITS):
-        # the residuals are no noise, so no bound can be built from them; the few steps of a follow-up fit less often
-        found = replace(found, bound=float("inf"), status="noise-limited")
-    # a follow-up has no short steps to judge a kink by
-    return found if known is not None else _shaped(found, view, eps)
+    if known is not None:
+        # a follow-up has no short steps to judge by; where its few levels do not fit, they were the wrong ones
+        return replace(found, bound=float("inf"), status="noise-limited") if best.misfit > _FITS else found
+    return _shaped(replace(found, bound=max(found.bound, view.contradiction / view.scale)), view, eps)
 
 
 def _shaped(found: DerivativeEstimate, view: _View, eps: float) -> DerivativeEstimate:

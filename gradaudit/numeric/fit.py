@@ -30,6 +30,8 @@ _SYSTEMATIC = 100.0
 _CLEAR = 10.0
 _WIDEST = 9
 _RANK = 1e-8
+#: Values without any noise are weighted as if they had this, so that the squares of the weights stay finite.
+_NO_SPREAD = 1e-140
 
 ODD = tuple(range(1, 2 * _WIDEST, 2))
 EVEN = tuple(range(0, 2 * _WIDEST + 2, 2))
@@ -183,12 +185,12 @@ def _weighted(design: Array, values: Array, spread: Array) -> tuple[float, float
     n, m = design.shape
     if n < m:
         return None
-    weights = 1 / np.maximum(spread, np.finfo(np.float64).tiny)
+    weights = 1 / np.maximum(spread, _NO_SPREAD)
     scaled = design * weights[:, None]
     lengths = np.sqrt((scaled * scaled).sum(axis=0))
     q, r = np.linalg.qr(scaled / lengths)
     diagonal = np.abs(np.diag(r))
-    if diagonal.min() < _RANK * diagonal.max():
+    if not diagonal.min() > _RANK * diagonal.max():
         return None
     inverse = np.linalg.solve(r, np.eye(m))
     coefficients = inverse @ (q.T @ (values * weights))

@@ -6,7 +6,7 @@ import numpy as np
 
 from gradaudit.arrays import Array
 
-__all__ = ["cluster_residual", "noise_level", "quantum"]
+__all__ = ["cluster_residual", "cluster_slope", "noise_level", "quantum"]
 
 #: A correctly rounded result is off by eps/2 at most, uniformly: eps/sqrt(12).
 _ROUNDED = 0.29
@@ -54,6 +54,17 @@ def cluster_residual(steps: Array, values: Array) -> float:
         squares = [_residual(np.vander(x[side], 2), values[side]) ** 2 * (side.sum() - 2) for side in sides]
         fits.append(float(np.sqrt(sum(squares) / (sum(side.sum() for side in sides) - 4))))
     return float(min(fits))
+
+
+def cluster_slope(steps: Array, values: Array, sigma: float) -> tuple[float, float]:
+    """The slope of a line through the values near the base point, and its standard deviation."""
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if len(steps) < 3:
+        return 0.0, float("inf")
+    centred = steps - steps.mean()
+    square = float(centred @ centred)
+    return float(centred @ (values - values.mean())) / square, sigma / float(np.sqrt(square))
 
 
 def _residual(design: Array, values: Array) -> float:

@@ -25,8 +25,8 @@ class RecurrentSpec:
     are class probabilities where the activation is softmax; otherwise they are logits.
 
     Attributes:
-        n_features: D.
-        n_classes: H.
+        n_features: the number D.
+        n_classes: the number H.
         activation: identity, tanh, relu, sigmoid or softmax (over the classes).
         learn_initial_state: whether h0 is a parameter.
         outputs: ``"all"``: a loss at every step; ``"last"``: at the last step only.
@@ -145,6 +145,10 @@ class Problem:
         if self.data.features.shape[2] != self.spec.n_features:
             msg = f"the features have {self.data.features.shape[2]} dimensions"
             raise ModelContractError(msg, where="data", hint=f"this spec wants {self.spec.n_features}")
+        labels = self.data.labels
+        if labels.min() < 0 or labels.max() >= self.spec.n_classes:
+            msg = f"the labels run from {labels.min()} to {labels.max()}"
+            raise ModelContractError(msg, where="data", hint=f"this spec wants 0 to {self.spec.n_classes - 1}")
         object.__setattr__(self, "weights", frozen_copy(self.weights))
 
     @property

@@ -79,6 +79,11 @@ def test_a_problem_has_its_sizes():
             ModelContractError,
             "the features have 1 dimensions (in data)\n\nHint: this spec wants 3",
         ),
+        (
+            lambda: problem(data=SequenceData(features=np.zeros((2, 3, 3)), labels=np.full((2, 3), 2))),
+            ModelContractError,
+            "the labels run from 2 to 2 (in data)\n\nHint: this spec wants 0 to 1",
+        ),
     ],
 )
 def test_refused(make, error, message):

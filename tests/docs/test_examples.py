@@ -1,10 +1,12 @@
-"""What the docs show is what the code does: examples run, and the README's output is the real one."""
+"""What the docs show is what the code does: every page's examples run, and their output is the real one.
+
+Pages that need a framework are run where it is tested; the ``cross`` environment runs them all.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,54 +15,35 @@ from gradaudit.backends import registry
 from tests import conftest
 
 ROOT = Path(__file__).parents[2]
-FRAMEWORKS = registry.names()[1:]
-PAGES = [
-    ROOT / "README.md",
-    *sorted((ROOT / "gradaudit" / "diagnose" / "pages").glob("*.md")),
-    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
-    *sorted((ROOT / "docs" / "how-to").glob("*.md")),
-]
+_spec = importlib.util.spec_from_file_location("docs_examples", ROOT / "docs" / "examples.py")
+docs_examples = sys.modules["docs_examples"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(docs_examples)
+
+FRAMEWORKS = tuple(name for name in registry.names()[1:] if name in conftest.tested())
 
 
-def blocks(path):
-    return re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *docs_examples.pages()], ids=lambda page: page.stem)
+def test_a_page_shows_the_real_output(page):
+    assert docs_examples.check(page, frameworks=FRAMEWORKS) == []
 
 
-def needs(block):
-    return {name for name in FRAMEWORKS if re.search(rf"^import {name}\b|^from {name}\b", block, flags=re.MULTILINE)}
+@pytest.mark.parametrize("page", sorted(docs_examples.PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_the_wrong_program_has_its_code_and_the_look_alike_has_not(page):
+    wrong, look_alike = docs_examples.examples(page.read_text())
+    namespace = {}
+    exec(wrong.code, namespace)
+    assert namespace["report"].findings[0].code == page.stem
+    exec(look_alike.code, namespace)
+    assert page.stem not in [finding.code for finding in namespace["report"].findings]
 
 
-EXAMPLES = [(path, i, block) for path in PAGES for i, block in enumerate(blocks(path))]
-RUNNABLE = [example for example in EXAMPLES if needs(example[2]) <= set(conftest.tested())]
-
-
-def output_of(block):
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(block, "<example>", "exec"), {"__name__": "example"})
-    return printed.getvalue()
-
-
-@pytest.mark.parametrize(
-    "block", [b for *_, b in RUNNABLE], ids=[f"{path.relative_to(ROOT)}-{i}" for path, i, _ in RUNNABLE]
-)
-def test_an_example_runs(block):
-    output_of(block)
-
-
-def test_the_readme_shows_the_real_output():
-    text = (ROOT / "README.md").read_text()
-    (example,) = blocks(ROOT / "README.md")
-    shown = re.search(r"^```\n(DISAGREE.*?)^```", text, flags=re.MULTILINE | re.DOTALL).group(1)
-
-    def comparable(output):
-        output = re.sub(r"\d+\.\d+ s$", "SECONDS", output, flags=re.MULTILINE)
-        output = re.sub(r"1\.\d\de-15|[2-9]\.\d\de-1[56]|0(?=      1  )", "ROUNDING", output)
-        return re.sub(r"numpy \d+\.\d+\.\d+", "numpy VERSION", output).split()
-
-    assert comparable(output_of(example)) == comparable(shown)
+def test_a_stale_output_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(3)\n```\n\n```text\n4\n```\n")
+    assert docs_examples.check(page, frameworks=()) != []
+    page.write_text("```python\nprint(3)\n```\n\n```text\n3\n```\n")
+    assert docs_examples.check(page, frameworks=()) == []
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) > len(PAGES) - 3
-    assert RUNNABLE
+    assert len(docs_examples.pages()) >= 12

@@ -31,45 +31,46 @@ class TensorflowNetwork:
         self._problem = problem
         self._held = problem.held
         # held steps are not run again, so nothing is left to cut
-        first, n_cut = (problem.n_cut, 0) if problem.held else (0, problem.n_cut)
+        first, n_cut = (0, problem.n_cut) if problem.held is None else (problem.n_cut, 0)
         inputs = np.pad(problem.inputs(), [(0, 0), (0, 0), (0, 1)], constant_values=1)
         data = (inputs, problem.labels(), problem.loss_weights())
         self._steps = cells.Steps(*(tf.constant(array[first:]) for array in data))
         self._n_cut = tf.constant(n_cut)
-        activation = problem.spec.activation
-        self._graph = (
-            cells.dense_losses(activation)
-            if problem.feed_forward
-            else cells.recurrent_losses(activation, cut=n_cut > 0)
-        )
+        self._one, self._many = (self._graph(n_copies=k, cut=n_cut > 0) for k in (1, None))
         self.model = TensorflowModel(
-            lambda parameters: self._loss(parameters, self._graph),
+            lambda parameters: self._losses(self._one, _lead(parameters))[0],
             problem.weights,
-            batched=lambda stacked: self._losses(stacked, self._graph),
-            forward=lambda parameters: self._loss(parameters, _for_forward_mode(self._graph)),
+            batched=lambda stacked: self._losses(self._many, stacked),
+            forward=lambda parameters: self._losses(_for_forward_mode(self._one), _lead(parameters))[0],
             point_bytes=self._point_bytes(),
         )
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """What each step adds to the loss, (T,)."""
-        return np.asarray(self._step_losses(_lead(parameters), self._graph)[0])
+        return np.asarray(self._step_losses(self._one, _lead(parameters))[0])
 
     def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
         """The hidden state (N, H) after ``n_steps`` steps."""
         stacked = _lead(parameters)
         state = self._initial_state(stacked)
         if n_steps > 0:
-            graph = cells.final_state(self._problem.spec.activation)
+            graph = cells.final_state(self._kind(n_copies=1))
             state = graph(_weights(stacked), state, self._steps.between(None, n_steps))
         return np.asarray(state[0])
 
-    def _loss(self, parameters: Tensors, graph: Any) -> tf.Tensor:
-        return self._losses(_lead(parameters), graph)[0]
+    def _kind(self, *, n_copies: int | None) -> cells.Kind:
+        spec = self._problem.spec
+        sizes = (n_copies, self._problem.n_sequences, spec.n_features, spec.n_classes)
+        return cells.Kind(spec.activation, self._problem.dtype, *sizes)
 
-    def _losses(self, stacked: Tensors, graph: Any) -> tf.Tensor:
-        return tf.reduce_sum(self._step_losses(stacked, graph), axis=1)
+    def _graph(self, *, n_copies: int | None, cut: bool) -> Any:
+        kind = self._kind(n_copies=n_copies)
+        return cells.dense_losses(kind) if self._problem.feed_forward else cells.recurrent_losses(kind, cut=cut)
 
-    def _step_losses(self, stacked: Tensors, graph: Any) -> tf.Tensor:
+    def _losses(self, graph: Any, stacked: Tensors) -> tf.Tensor:
+        return tf.reduce_sum(self._step_losses(graph, stacked), axis=1)
+
+    def _step_losses(self, graph: Any, stacked: Tensors) -> tf.Tensor:
         if self._problem.feed_forward:
             return graph(stacked, self._steps)
         live = graph(_weights(stacked), self._initial_state(stacked), self._steps, self._n_cut)

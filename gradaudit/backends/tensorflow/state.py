@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import tensorflow as tf
 from tensorflow.python.ops import stateful_random_ops
 
 __all__ = ["preserved"]
@@ -22,8 +23,9 @@ def preserved() -> Iterator[None]:
     if generator is None:
         yield
         return
-    before = generator.state.numpy()
+    before = generator.state.numpy().copy()
     try:
         yield
     finally:
+        tf.random.set_global_generator(generator)
         generator.state.assign(before)
