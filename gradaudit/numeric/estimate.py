@@ -28,9 +28,11 @@ _UNRESOLVED = 0.05
 #: Noise up to this many eps of the loss is rounding.
 _ROUNDING = 4.0
 #: A follow-up whose residuals exceed the noise by more was taken at the wrong steps.
-_FITS = 3.0
+_FITS = 10.0
 #: The values nearest to the base point may contradict the answer by this share of it.
 _SLACK = 1e-3
+#: In float32 the noise hides kinks so near that only the misfit tells of them; they tilt the slope by up to this much.
+_UNSEEN_STRUCTURE = 3.0
 #: A line is resolved at this relative bound; further rounds cost more than they show.
 _TARGET_DOUBLE, _TARGET_SINGLE = 1e-7, 1e-4
 _SINGLE = 1e-12
@@ -276,7 +278,10 @@ def _result(line: _Line, top: float, eps: float, known: Known | None = None) -> 
     if known is not None:
         # a follow-up has no short steps to judge by; where its few levels do not fit, they were the wrong ones
         return replace(found, bound=float("inf"), status="noise-limited") if best.misfit > _FITS else found
-    return _shaped(replace(found, bound=max(found.bound, view.contradiction / view.scale)), view, eps)
+    bound = max(found.bound, view.contradiction / view.scale)
+    if eps > _SINGLE and best.misfit > _STRUCTURE:
+        bound *= _UNSEEN_STRUCTURE
+    return _shaped(replace(found, bound=bound), view, eps)
 
 
 def _shaped(found: DerivativeEstimate, view: _View, eps: float) -> DerivativeEstimate:

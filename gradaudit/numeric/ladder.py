@@ -30,7 +30,8 @@ class Ladder:
         ratio: between neighbouring levels.
         cluster: the unit of the noise cluster.
         lowest: the shortest step ever used.
-        follow_up: multiples of a known good step.
+        follow_up: multiples of the longest step of a window that served another direction; four levels cannot bear the
+            order that the window's many levels bore, so they are shorter.
     """
 
     __slots__ = ("cluster", "follow_up", "lowest", "ratio", "top")
@@ -39,7 +40,7 @@ class Ladder:
         double = eps < _DOUBLE_EPS
         self.top, self.ratio = (0.237, 15.37) if double else (0.472, 3.83)
         self.cluster, self.lowest = (1.137 * 2.0**-34, 2.0**-44) if double else (1.137 * 2.0**-18, 2.0**-19)
-        self.follow_up = np.array([2.0, 0.5, 0.125, 1 / 32] if double else [1.0, 0.26, 0.07, 0.018])
+        self.follow_up = np.array([0.25, 0.05, 0.01, 0.002] if double else [0.26, 0.09, 0.03, 0.01])
 
 
 def _symmetric(steps: Array) -> Array:

@@ -11,6 +11,9 @@ __all__ = ["cluster_residual", "cluster_slope", "noise_level", "quantum"]
 #: A correctly rounded result is off by eps/2 at most, uniformly: eps/sqrt(12).
 _ROUNDED = 0.29
 _RELATIVE = 0.3
+#: A unit up to this share of the loss is that of a number format (float32 has 2^-23); a coarser one is the loss's own:
+#: counts and rounded values are piecewise constant, not noisy.
+_FORMAT = 2.0**-20
 
 
 def noise_level(cluster: tuple[Array, Array], raw: Array, base: float, eps: float) -> float:
@@ -22,7 +25,9 @@ def noise_level(cluster: tuple[Array, Array], raw: Array, base: float, eps: floa
         base: the loss at the base point.
         eps: machine epsilon of the loss's dtype.
     """
-    return max(_RELATIVE * eps * abs(base), _ROUNDED * quantum(raw), cluster_residual(*cluster))
+    unit = quantum(raw)
+    rounded = _ROUNDED * unit if unit <= _FORMAT * abs(base) else 0.0
+    return max(_RELATIVE * eps * abs(base), rounded, cluster_residual(*cluster))
 
 
 def quantum(values: Array) -> float:
