@@ -264,6 +264,14 @@ def report(title: str, outcomes: Sequence[Outcome], worst: int) -> None:
     offenders([o for o in outcomes if o.estimator in {_FIRST, _NEXT}], worst)
 
 
+def tail(outcomes: Sequence[Outcome]) -> None:
+    """How the ratio of error to bound is distributed: what `gradaudit.compare` builds its false-alarm rate on."""
+    for name, group in _grouped([o for o in outcomes if o.estimator in (_FIRST, _NEXT)], lambda o: o.estimator).items():
+        ratios = [o.excess for o in group if math.isfinite(o.bound) and math.isfinite(o.excess)]
+        shares = "  ".join(f"P(>{c}) {np.mean(np.array(ratios) > c):.1e}" for c in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
+        print(f"  tail, {name}: n {len(ratios)}  {shares}")
+
+
 def families(title: str, outcomes: Sequence[Outcome]) -> None:
     """The same by family, first and next directions apart."""
     for estimator in (_FIRST, _NEXT):
@@ -324,6 +332,7 @@ def main() -> None:
         if chosen.fresh:
             outcomes = run(fresh_tasks(dtype, chosen.fresh, chosen.seed), chosen.jobs)
             report(f"{dtype}, fresh, seed {chosen.seed}", outcomes, chosen.worst)
+            tail(outcomes)
             if chosen.families:
                 families(f"{dtype}, fresh, by family", outcomes)
         if chosen.weak:

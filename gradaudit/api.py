@@ -22,7 +22,8 @@ def audit(
     *,
     parameters: str = _DEFAULT.parameters,
     truncation: Truncation | None = None,
-    significant: float = _DEFAULT.significant,
+    significant: float | None = None,
+    false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
     seed: int = _DEFAULT.seed,
     batch_bytes: int = _DEFAULT.batch_bytes,
@@ -35,7 +36,8 @@ def audit(
         target: a model: anything with ``parameters()``, ``loss(p)`` and ``value_and_grad(p)``.
         parameters: glob over parameter names.
         truncation: a truncation that you accept; a model that declares it is judged given its cuts.
-        significant: the smallest relative error that matters.
+        significant: the smallest relative error that matters; by default 1e-3, and 1e-2 for bare float32 losses.
+        false_alarm: accepted probability, an audit, that a right gradient is called wrong.
         max_evaluations: forward passes at most.
         seed: of the probing directions.
         batch_bytes: memory for evaluating many points at once.
@@ -51,6 +53,7 @@ def audit(
         parameters=parameters,
         truncation=truncation,
         significant=significant,
+        false_alarm=false_alarm,
         max_evaluations=max_evaluations,
         seed=seed,
         batch_bytes=batch_bytes,
@@ -63,7 +66,8 @@ def audit_all(
     *,
     parameters: str = _DEFAULT.parameters,
     truncation: Truncation | None = None,
-    significant: float = _DEFAULT.significant,
+    significant: float | None = None,
+    false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
     seed: int = _DEFAULT.seed,
     batch_bytes: int = _DEFAULT.batch_bytes,
@@ -81,6 +85,7 @@ def audit_all(
         parameters=parameters,
         truncation=truncation,
         significant=significant,
+        false_alarm=false_alarm,
         max_evaluations=max_evaluations,
         seed=seed,
         batch_bytes=batch_bytes,
@@ -93,7 +98,8 @@ def assert_gradients_agree(
     *,
     parameters: str = _DEFAULT.parameters,
     truncation: Truncation | None = None,
-    significant: float = _DEFAULT.significant,
+    significant: float | None = None,
+    false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
     seed: int = _DEFAULT.seed,
     batch_bytes: int = _DEFAULT.batch_bytes,
@@ -109,6 +115,7 @@ def assert_gradients_agree(
         parameters=parameters,
         truncation=truncation,
         significant=significant,
+        false_alarm=false_alarm,
         max_evaluations=max_evaluations,
         seed=seed,
         batch_bytes=batch_bytes,

@@ -102,10 +102,10 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
     if base.repeatable:
         # values that overflow at far points are data, not something to warn the user of
         with np.errstate(all="ignore"):
-            total = measure(choose(model, base.loss, budget), base.gradients, options, budget)
+            total = measure(choose(model, base.loss, budget, seed=options.seed), base.gradients, options, budget)
             held = model.frozen() if isinstance(model, SupportsFrozen) else None
             if held is not None and total.verdict is not Verdict.AGREE:
-                frozen = measure(choose(held, base.loss, budget), base.gradients, options, budget)
+                frozen = measure(choose(held, base.loss, budget, seed=options.seed), base.gradients, options, budget)
     return Evidence(model=model, options=options, baseline=base, total=total, frozen=frozen, budget=budget)
 
 
@@ -157,7 +157,7 @@ def _parameter(spec: ParameterSpec, gradient: Array | None, judged: Measurement 
             resolution=float("inf"),
             missing=missing,
         )
-    entries = _entries(spec, judged.of(spec.name, entries=True))
+    entries = _entries(spec, judged.of(spec.name, entries=True), judged.verdicts[spec.name])
     if entries is not None:
         analytic, numeric = np.array(entries.analytic), np.array(entries.numeric)
         sizes = norm, float(np.linalg.norm(numeric))
@@ -175,22 +175,25 @@ def _parameter(spec: ParameterSpec, gradient: Array | None, judged: Measurement 
         numeric_size=sizes[1],
         relative_error=relative,
         ratio=least_squares_ratio(directions + judged.of(spec.name, entries=True)),
-        resolution=min(c.resolution for c in directions),
+        resolution=judged.resolutions[spec.name],
         missing=missing,
         entries=entries,
     )
 
 
-def _entries(spec: ParameterSpec, comparisons: list[Comparison]) -> Entries | None:
+def _entries(spec: ParameterSpec, comparisons: list[Comparison], verdict: Verdict) -> Entries | None:
+    """The entries of a tensor; one that a single look condemned is open where the tensor is not condemned."""
     by_index = {c.direction.entry: c for c in comparisons}  # a full estimate comes later and replaces the first look
     if len(by_index) < spec.size:
         return None
     ordered = [by_index[index] for index in np.ndindex(spec.shape)]
-    lengths = [float(next(iter(c.direction.scales.values()))) for c in ordered]
-    pairs = list(zip(ordered, lengths, strict=True))
+    pairs = [(c, c.direction.length) for c in ordered]
     return Entries(
         analytic=tuple(c.analytic / length for c, length in pairs),
         numeric=tuple(c.numeric / length for c, length in pairs),
         bound=tuple(c.bound / length for c, length in pairs),
-        verdict=tuple(c.verdict for c in ordered),
+        verdict=tuple(
+            Verdict.INCONCLUSIVE if c.verdict is Verdict.DISAGREE and verdict is not Verdict.DISAGREE else c.verdict
+            for c in ordered
+        ),
     )

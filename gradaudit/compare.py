@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from statistics import NormalDist
 
 from gradaudit.arrays import Gradients
 from gradaudit.direction import Direction
 from gradaudit.numeric.estimate import DerivativeEstimate
 
-__all__ = ["Comparison", "Precision", "Verdict", "compare", "worst"]
+__all__ = ["Comparison", "Precision", "Verdict", "caution", "compare", "detectable", "worst"]
 
-#: float32 back-propagation is off by up to 70 eps of the rms product, measured; 16 covers the typical, the
-#: tolerance of the dtype the rest.
+#: Back-propagation is off by 0.7 eps of the rms product, measured; 16 covers 85 %, the tolerance of the dtype the rest.
 _ANALYTIC_RMS = 16.0
 _ANALYTIC_VALUE = 64.0
+#: A float32 gradient may differ from its float64 twin by this share of its tensor, and by rounding of the whole model's;
+#: what exceeds both is an error of the float32 code itself.
+_ROUNDED_TENSOR = 5e-5
 #: Nearby kinks hide in float32 noise and tilt the slope: without a twin a gap must exceed the bound threefold.
 _NATIVE_SINGLE = 3.0
 #: Relative differences that rounding of the analytic side in its own dtype can account for.
 _TOLERANCE_DOUBLE = 1e-6
 _TOLERANCE_SINGLE = 3e-4
+#: Six times what half a unit in the last place of the parameters does to the gradient: its conditioning.
+_JITTER = 6.0
 #: A derivative that is zero within its bound counts as zero when the bound is this small beside the whole gradient.
 _NEGLIGIBLE = 1e-4
 _SINGLE_EPS = 1e-12
+#: The bound from a coarse number format is off by up to 12 times, measured.
+_COARSE = 20.0
+#: log10 of the probability that an error exceeds one bound, and by how much it falls with each bound more: a first look
+#: and a full estimate (float64, fresh problems; extrapolated from the tail between 0.3 and 0.7 bounds).
+_TAIL = ((-5.9, 5.0), (-7.1, 8.2))
+#: An error spread over a tensor shows along a random direction as a normal number; "would have been seen" means with
+#: this probability.
+_SEEN = 0.99
+#: One direction alone sees only errors of 80 times its resolution that surely; a bisection to one per mille.
+_BLIND = 100.0
+_HALVINGS = 14
 
 
 class Verdict(Enum):
@@ -44,27 +60,76 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return max(verdicts, key=order.index, default=Verdict.AGREE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Precision:
     """How exactly the two sides compute.
 
     Attributes:
         analytic: machine epsilon of the gradient's dtype.
         numeric: machine epsilon of the loss that supplied the numbers.
+        reference: the gradient of a float64 twin, beside which the rounding of the analytic one shows.
+        jittered: gradients at parameters moved by half a unit in the last place.
+        caution: by how much a gap must exceed the bound to count as an error.
     """
 
     analytic: float
     numeric: float
+    reference: Gradients | None = None
+    jittered: tuple[Gradients, ...] = ()
+    caution: float = 1.0
 
     @property
     def tolerance(self) -> float:
-        """Relative differences that rounding can account for."""
-        return _TOLERANCE_SINGLE if self.analytic > _SINGLE_EPS else _TOLERANCE_DOUBLE
+        """Relative differences that are not worth a verdict, beyond the rounding that is known."""
+        known = self.reference is not None or self.analytic < _SINGLE_EPS
+        return _TOLERANCE_DOUBLE if known else _TOLERANCE_SINGLE
 
-    @property
-    def caution(self) -> float:
-        """By how much a gap must exceed the bound to count as an error."""
-        return _NATIVE_SINGLE if self.numeric > _SINGLE_EPS else 1.0
+    def rounding(self, direction: Direction, gradients: Gradients, whole: float) -> float:
+        """How far <g, v> may be off because g was computed in its own dtype."""
+        reach, analytic = direction.reach(gradients), direction.dot(gradients)
+        usual = self.analytic * (_ANALYTIC_RMS * reach + _ANALYTIC_VALUE * abs(analytic))
+        if self.reference is not None:
+            seen = abs(analytic - direction.dot(self.reference))
+            return min(seen, _ROUNDED_TENSOR * reach + self.analytic * _ANALYTIC_RMS * whole)
+        return usual + _JITTER * max((abs(direction.dot(j) - analytic) for j in self.jittered), default=0.0)
+
+
+def caution(numeric: float, false_alarm: float, n_comparisons: int) -> float:
+    """By how much a gap must exceed the bound, so that a right gradient is condemned with this probability only.
+
+    A gradient is condemned by two looks: an error of the first beyond c bounds, and of the full estimate beyond c
+    bounds. Both probabilities fall exponentially with c, as measured on random problems (`benchmarks/derivatives.py
+    --fresh`); the product, taken as independent, times the number of comparisons must not exceed the rate.
+
+    Args:
+        numeric: machine epsilon of the loss.
+        false_alarm: accepted probability, an audit.
+        n_comparisons: in the audit.
+    """
+    least = _NATIVE_SINGLE if numeric > _SINGLE_EPS else 1.0
+    wanted = math.log10(false_alarm / max(1, n_comparisons))
+    at_one = sum(offset for offset, _ in _TAIL)
+    slope = sum(rate for _, rate in _TAIL)
+    return max(least, 1 + (at_one - wanted) / slope)
+
+
+def detectable(resolutions: Sequence[float]) -> float:
+    """The relative error, spread over a tensor, that random directions of these resolutions see with 99 %.
+
+    Along one direction an error of relative size r shows as r times a standard normal number z; it is missed by all
+    of them with probability ``prod_i P(|z| < resolution_i / r)``. Solved for r.
+    """
+    finite = [r for r in resolutions if math.isfinite(r)]
+    if not finite:
+        return float("inf")
+    if min(finite) == 0:
+        return 0.0
+    low, high = min(finite), min(finite) * _BLIND
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(low * high)
+        missed = math.prod(2 * NormalDist().cdf(r / middle) - 1 for r in finite)
+        low, high = (middle, high) if missed > 1 - _SEEN else (low, middle)
+    return high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,19 +177,24 @@ def compare(
     """
     analytic, rms = direction.dot(gradients), direction.norm(gradients)
     numeric = estimate.value
-    own = precision.analytic * (_ANALYTIC_RMS * direction.reach(gradients) + _ANALYTIC_VALUE * abs(analytic))
-    bound = estimate.bound + own
+    bound = estimate.bound + precision.rounding(direction, gradients, whole)
     scale = rms if math.isnan(numeric) else max(rms, abs(numeric))
     gap = abs(analytic - numeric)
     threshold = precision.caution * bound + precision.tolerance * scale
     resolution = threshold / scale if scale > 0 else 0.0 if threshold == 0 else float("inf")
     negligible = abs(analytic) <= bound and abs(numeric) <= bound <= _NEGLIGIBLE * whole
-    if gap > threshold:
+    if estimate.status == "kink":
+        # any slope between the two sides is allowed
+        gap = max(0.0, gap - estimate.half_jump)
+    # no derivative at a jump, and none in digits that the loss does not have: nobody is condemned there
+    coarse = estimate.status == "low precision inside"
+    condemns = estimate.status != "jump" and (not coarse or (rms > 0 and gap > _COARSE * threshold))
+    if gap > threshold and condemns:
         verdict = Verdict.DISAGREE
-    elif (rms == 0 and estimate.constant) or negligible:
+    elif (rms == 0 and (estimate.constant or estimate.still)) or negligible:
         verdict = Verdict.AGREE
         resolution = bound / whole if whole > 0 else 0.0
-    elif resolution <= significant and gap <= bound + precision.tolerance * scale:
+    elif resolution <= significant and gap <= bound + precision.tolerance * scale and estimate.status != "jump":
         verdict = Verdict.AGREE
     else:
         verdict = Verdict.INCONCLUSIVE

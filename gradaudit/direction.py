@@ -49,6 +49,12 @@ class Direction:
         sign = rng.choice(np.array([-1.0, 1.0]), shape) if self.signs is None else self.signs[name]
         return np.asarray(scale * sign * length)
 
+    @property
+    def length(self) -> float:
+        """The displacement of the entry of an entry direction."""
+        (scale,) = self.scales.values()
+        return float(scale)
+
     def dot(self, gradients: Gradients) -> float:
         """<g, v> in float64; a missing gradient counts as zero."""
         return float(sum(p.sum() for p in self._products(gradients)))

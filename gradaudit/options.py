@@ -17,7 +17,9 @@ class AuditOptions:
 
     Attributes:
         significant: the smallest relative error that matters: AGREE promises that one this large would have been
-            seen. A smaller difference that is proven is reported all the same.
+            seen. A smaller difference that is proven is reported all the same. By default 1e-3, and 1e-2 where
+            float32 losses are all there is.
+        false_alarm: accepted probability, an audit, that a right gradient is called wrong.
         max_evaluations: forward passes at most; an audit that needs more reports what it has.
         seed: of the probing directions; the same seed probes the same on every backend.
         parameters: glob over parameter names, for example ``"encoder.*"``.
@@ -28,7 +30,8 @@ class AuditOptions:
         OptionError: an option out of its range.
     """
 
-    significant: float = 1e-3
+    significant: float | None = None
+    false_alarm: float = 1e-6
     max_evaluations: int = 20_000
     seed: int = 0
     parameters: str = "*"
@@ -36,9 +39,11 @@ class AuditOptions:
     batch_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
-        if not 0 < self.significant < 1:
-            msg = f"significant must lie between 0 and 1, got {self.significant}"
-            raise OptionError(msg, where="options", hint="significant=1e-3")
+        for name, hint in (("significant", "significant=1e-3"), ("false_alarm", "false_alarm=1e-6")):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                msg = f"{name} must lie between 0 and 1, got {share}"
+                raise OptionError(msg, where="options", hint=hint)
         for name, least in (("max_evaluations", 1), ("batch_bytes", 1), ("seed", 0)):
             value: Any = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

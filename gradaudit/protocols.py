@@ -27,6 +27,7 @@ __all__ = [
     "SupportsSizes",
     "SupportsState",
     "SupportsSteps",
+    "SupportsTerms",
     "SupportsTruncation",
     "SupportsTwin",
 ]
@@ -72,6 +73,14 @@ class SupportsSteps(Protocol):
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """What each step adds to the loss, (T,); their sum is the loss."""
+
+
+@runtime_checkable
+class SupportsTerms(Protocol):
+    """A loss that is a sum of terms; differences of terms lose fewer digits than differences of sums."""
+
+    def terms(self, parameters: NamedArrays) -> Array:
+        """The terms before reduction, any shape; their sum is the loss."""
 
 
 @runtime_checkable

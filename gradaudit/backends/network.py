@@ -65,6 +65,10 @@ class NetworkModel:
         """What each step adds to the loss, (T,)."""
         return self._network.step_losses(parameters)
 
+    def terms(self, parameters: NamedArrays) -> Array:
+        """The step losses: summed in float64 they lose fewer digits than their float32 sum."""
+        return self.step_losses(parameters)
+
     @property
     def truncation(self) -> Truncation:
         """The truncation as declared."""

@@ -66,7 +66,7 @@ class Evidence:
         """That gradient against the numbers already there."""
         if self.total is None or self.lifted_gradients is None:
             return None
-        return judge(self.total.lines, self.lifted_gradients, self.total.source, self.options)
+        return judge(self.total.lines, self.lifted_gradients, self.total.source, self.options, own=False)
 
     def wrong(self) -> list[str]:
         """The tensors that disagree with the loss and have no cause yet."""

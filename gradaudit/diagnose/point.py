@@ -1,14 +1,15 @@
-"""Causes at this point: the gradient is no number where the loss is one."""
+"""Causes at this point: no derivative here, or a gradient that is no number where the loss is one."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gradaudit.diagnose.evidence import Evidence
+from gradaudit.measure.measurement import Line
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
-__all__ = ["non_finite"]
+__all__ = ["jump", "kink", "non_finite", "straight_through"]
 
 
 def non_finite(evidence: Evidence) -> Finding | None:
@@ -33,3 +34,72 @@ def non_finite(evidence: Evidence) -> Finding | None:
         "at 0, a log of 0: mask the argument, not the result.",
         parameters=tuple(bad),
     )
+
+
+def kink(evidence: Evidence) -> Finding | None:
+    """GA601: the one-sided slopes differ; any value between them is a subgradient, and none is wrong."""
+    lines = _of_status(evidence, "kink")
+    if not lines:
+        return None
+    line = max(lines, key=lambda li: li.estimate.half_jump)
+    slope, half = line.estimate.value, line.estimate.half_jump
+    low, high = slope - half, slope + half
+    analytic = line.probe.direction.dot(evidence.baseline.gradients)
+    reach = line.estimate.bound
+    if min(abs(analytic - low), abs(analytic - high)) <= reach:
+        place = "one of the two sides, and allowed"
+    elif low < analytic < high:
+        place = "between them, and allowed"
+    else:
+        place = "outside"
+    return Finding(
+        code="GA601",
+        title="not differentiable here: a kink",
+        confidence="proven",
+        sentence=f"Along {line.probe.direction.label} the slopes of the loss are {number(low)} on one side and "
+        f"{number(high)} on the other; the analytic value {number(analytic)} is {place}.",
+        evidence="The even part of the loss is proportional to the step, down to the shortest steps.",
+        remedy="Nothing need be mended where the value is allowed. To audit a derivative, move off the kink: frameworks "
+        "choose different values there (relu, max, abs, clip).",
+        numbers={"low": low, "high": high, "analytic": analytic},
+    )
+
+
+def jump(evidence: Evidence) -> Finding | None:
+    """GA602: the loss is not continuous at the base point."""
+    lines = _of_status(evidence, "jump")
+    if not lines:
+        return None
+    names = sorted({line.probe.tensor for line in lines if line.probe.tensor is not None})
+    return Finding(
+        code="GA602",
+        title="not continuous here: a jump",
+        confidence="proven",
+        sentence=f"Along {lines[0].probe.direction.label} the limits of the loss from both sides differ, so it has no "
+        f"derivative at this point.",
+        remedy="Look for a comparison, a floor or a sign exactly at its threshold; move the parameters off it.",
+        parameters=tuple(names),
+    )
+
+
+def straight_through(evidence: Evidence) -> Finding | None:
+    """GA603: the loss is constant near the base point, the gradient is not zero."""
+    flat = {line.probe.tensor for line in _of_status(evidence, "plateau")}
+    names = [name for name in evidence.wrong() if name in flat]
+    if not names:
+        return None
+    return Finding(
+        code="GA603",
+        title="the loss stands still, its gradient does not",
+        confidence="consistent",
+        sentence=f"The loss is constant while {', '.join(names)} moves a little, so its derivative is zero; the "
+        f"gradient is not.",
+        evidence="Losses at the shortest steps equal the base loss to the last bit; longer steps change it.",
+        remedy="A straight-through or surrogate gradient of a rounding does this on purpose. If this is none: look for "
+        "round, floor, argmax or a comparison between these parameters and the loss.",
+        parameters=tuple(names),
+    )
+
+
+def _of_status(evidence: Evidence, status: str) -> list[Line]:
+    return [] if evidence.total is None else [li for li in evidence.total.lines if li.estimate.status == status]

@@ -9,7 +9,11 @@ from gradaudit.diagnose.evidence import Evidence
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
-__all__ = ["unexplained", "unresolved"]
+#: Noise of a float64 loss beyond this is none of its own rounding.
+_COARSE_NOISE = 1e-12
+_ROUNDING = 1e-16
+
+__all__ = ["low_precision_inside", "unexplained", "unresolved"]
 
 
 def unresolved(evidence: Evidence) -> Finding | None:
@@ -17,10 +21,12 @@ def unresolved(evidence: Evidence) -> Finding | None:
     total = evidence.total
     if total is None:
         return None
-    names = [name for name, verdict in total.verdicts.items() if verdict is Verdict.INCONCLUSIVE]
+    jumps = {line.probe.tensor for line in total.lines if line.estimate.status == "jump"}
+    open_ = [name for name, verdict in total.verdicts.items() if verdict is Verdict.INCONCLUSIVE]
+    names = [name for name in open_ if name not in jumps]
     if not names:
         return None
-    resolutions = {n: min((c.resolution for c in total.of(n)), default=float("inf")) for n in names}
+    resolutions = {n: total.resolutions[n] for n in names}
     coarsest = max(resolutions, key=lambda n: resolutions[n])
     left = any(line.estimate.status == "left the domain" for line in total.lines if line.probe.tensor in names)
     if not total.complete:
@@ -68,4 +74,26 @@ def unexplained(evidence: Evidence) -> Finding | None:
         remedy="Compare the entries in report[name].analytic and .numeric; audit parts of the model on their own.",
         parameters=tuple(names),
         numbers={"relative_error": largest.relative_error},
+    )
+
+
+def low_precision_inside(evidence: Evidence) -> Finding | None:
+    """GA702: the loss repeats itself, but is known to fewer digits than its dtype has."""
+    total = evidence.total
+    if total is None or not total.lines or total.source.dtype != "float64":
+        return None
+    base = float(evidence.baseline.loss)
+    seen = [line.estimate.sigma for line in total.lines if line.full and np.isfinite(line.estimate.bound)]
+    noise = max(seen, default=0.0) / max(1.0, abs(base))
+    if noise <= _COARSE_NOISE:
+        return None
+    return Finding(
+        code="GA702",
+        title="low precision inside the loss",
+        confidence="consistent",
+        sentence=f"The losses are float64, but they are known to about {number(noise)} of their size only "
+        f"(rounding would leave {number(_ROUNDING)}): something inside computes with fewer digits.",
+        remedy="Look for float32, bfloat16 or float16 inside (data, weights, a cast, a default dtype), or for an "
+        "iterative or adaptive solver that stops early.",
+        numbers={"relative_noise": noise},
     )

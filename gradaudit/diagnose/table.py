@@ -36,12 +36,16 @@ RULES: tuple[Rule, ...] = (
     Rule("GA801", "the loss does not repeat itself", repeat.random_loss),
     Rule("GA802", "the gradient does not repeat itself", repeat.random_gradient),
     Rule("GA604", "gradient not finite", point.non_finite),
+    Rule("GA602", "not continuous here: a jump", point.jump, explains=False),
+    Rule("GA601", "not differentiable here: a kink", point.kink, explains=False),
     Rule("GA102", "truncated in time, as declared", time.truncated_as_declared),
     Rule("GA103", "not the gradient of the declared truncation", time.not_as_declared, explains=False),
     Rule("GA201", "missing gradient", cut.missing),
+    Rule("GA603", "the loss stands still, its gradient does not", point.straight_through),
     Rule("GA303", "opposite sign", factor.sign),
     Rule("GA301", "constant factor", factor.constant_ratio),
     Rule("GA901", "unexplained", precision.unexplained),
+    Rule("GA702", "low precision inside the loss", precision.low_precision_inside, explains=False),
     Rule("GA701", "not resolved at this precision", precision.unresolved, explains=False),
 )
 

@@ -25,7 +25,7 @@ from gradaudit.numeric.budget import Budget
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model
 
-__all__ = ["Baseline", "baseline", "gradient_of"]
+__all__ = ["Baseline", "baseline", "gradient_at", "gradient_of"]
 
 #: Reordered sums differ by this many eps; more than that is randomness.
 _REPEATS = 64.0
@@ -101,6 +101,13 @@ def gradient_of(model: Model, budget: Budget) -> tuple[Scalar, Gradients]:
     _unchanged(parameters, given, "value_and_grad()")
     check_gradients(parameters, gradients)
     return loss, {name: None if g is None else np.array(g) for name, g in gradients.items()}
+
+
+def gradient_at(model: Model, parameters: NamedArrays, budget: Budget) -> Gradients:
+    """Copies of the gradients somewhere else, not checked."""
+    budget.take(1, "gradient")
+    _, gradients = model.value_and_grad(_copies(parameters))
+    return {name: None if g is None else np.array(g) for name, g in gradients.items()}
 
 
 def _loss(model: Model, parameters: NamedArrays) -> Scalar:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, eps
-from gradaudit.compare import Comparison, Precision, Verdict, compare, worst
+from gradaudit.compare import Comparison, Precision, Verdict, caution, compare, detectable, worst
 from gradaudit.measure import plan
 from gradaudit.measure.plan import Probe
 from gradaudit.measure.sources import Source
@@ -18,6 +18,11 @@ from gradaudit.numeric.sampler import Sampler
 from gradaudit.options import AuditOptions
 
 __all__ = ["Line", "Measurement", "judge", "measure"]
+
+#: The relative error that matters, unless the user says otherwise: bare float32 losses rarely resolve 1e-3.
+_SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
+#: More directions of one tensor than this do not help: then the bounds are too coarse.
+_MOST_MORE = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,16 +45,20 @@ class Measurement:
     Attributes:
         lines: numeric derivatives, in the order they were asked for.
         comparisons: one a line.
+        resolutions: by tensor, the relative error that would have been seen with a probability of 99 %.
         verdicts: by tensor.
         verdict: of the whole gradient.
+        significant: the relative error that matters.
         source: who supplied the numbers.
         complete: False where the budget ended first.
     """
 
     lines: tuple[Line, ...]
     comparisons: tuple[Comparison, ...]
+    resolutions: dict[str, float]
     verdicts: dict[str, Verdict]
     verdict: Verdict
+    significant: float
     source: Source
     complete: bool
 
@@ -58,10 +67,18 @@ class Measurement:
         pairs = zip(self.lines, self.comparisons, strict=True)
         return [c for line, c in pairs if line.probe.tensor == tensor and (c.direction.entry is not None) == entries]
 
+    def needs(self, name: str) -> bool:
+        """Whether an error of this tensor that matters could have gone unseen."""
+        return not self.would_do(self.resolutions[name])
+
+    def would_do(self, resolution: float) -> bool:
+        """Whether a resolution is fine enough."""
+        return resolution <= self.significant
+
     @property
     def resolution(self) -> float:
         """The worst resolution among the tensors."""
-        return max((min(c.resolution for c in self.of(name)) for name in self.verdicts if self.of(name)), default=0.0)
+        return max(self.resolutions.values(), default=0.0)
 
 
 def measure(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:
@@ -73,37 +90,50 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     parameters = {name: p for name, p in source.model.parameters().items() if name in gradients}
     usable = {n: g if g is None or np.isfinite(g).all() else None for n, g in gradients.items()}
     every = usable | {n: None for n in source.model.parameters() if n not in gradients}
-    sampler = Sampler(source.model, budget, gradients=every, batch_bytes=options.batch_bytes, dtype=source.dtype)
+    sampler = Sampler(
+        source.model,
+        budget,
+        gradients=every,
+        batch_bytes=options.batch_bytes,
+        dtype=source.dtype,
+        digits=source.digits,
+    )
     lengths = plan.scales(parameters)
     lines: list[Line] = []
-    names = list(parameters)
     complete = True
     try:
-        first = plan.whole_model(lengths, options.seed)
-        lines += _full(sampler, [first])
+        lines += _full(sampler, [plan.whole_model(lengths, options.seed)])
         known = _known(lines[0].estimate)
-        signs = plan.along_signs(lengths, usable, options.seed)
-        probes = [
-            *([signs] if signs else []),
-            *plan.tensors(lengths, names, options.seed),
-            *plan.entries(parameters, lengths, names),
-        ]
+        probes = plan.second_stage(parameters, lengths, usable, options.seed, double=source.dtype == "float64")
         if known is None:
             lines += _full(sampler, [p for p in probes if p.direction.entry is None])
         else:
             found = follow_up(sampler, [p.direction for p in probes], known, "probing")
             lines += [Line(probe, e, full=False) for probe, e in zip(probes, found, strict=True)]
+            more = _blind(judge(lines, gradients, source, options), lengths, options)
+            found = follow_up(sampler, [p.direction for p in more], known, "probing")
+            lines += [Line(probe, e, full=False) for probe, e in zip(more, found, strict=True)]
         lines += _full(sampler, _doubtful(judge(lines, gradients, source, options), lengths, options))
     except Stop:
         complete = False
     return replace(judge(lines, gradients, source, options), complete=complete)
 
 
-def judge(lines: Sequence[Line], gradients: Gradients, source: Source, options: AuditOptions) -> Measurement:
-    """Compare a gradient with numbers that are already there."""
-    dtypes = [g.dtype for g in gradients.values() if g is not None] or [np.dtype(source.dtype)]
-    precision = Precision(analytic=max(eps(d) for d in dtypes), numeric=eps(source.dtype))
+def judge(
+    lines: Sequence[Line], gradients: Gradients, source: Source, options: AuditOptions, *, own: bool = True
+) -> Measurement:
+    """Compare a gradient with numbers that are already there.
+
+    Args:
+        lines: the numbers.
+        gradients: the analytic gradient.
+        source: who supplied the numbers.
+        options: of the audit.
+        own: whether the source's reference and jittered gradients belong to this gradient (not to a derived one).
+    """
+    precision = _precision(len(lines), gradients, source, options, own=own)
     whole = max((line.probe.direction.norm(gradients) for line in lines if line.probe.tensor is None), default=0.0)
+    significant = options.significant or (_SIGNIFICANT if source.dtype == "float64" else _SIGNIFICANT_SINGLE)
     comparisons = tuple(
         compare(
             line.probe.direction,
@@ -111,15 +141,17 @@ def judge(lines: Sequence[Line], gradients: Gradients, source: Source, options: 
             gradients,
             precision=precision,
             whole=whole if np.isfinite(whole) else 0.0,
-            significant=options.significant,
+            significant=significant,
         )
         for line in lines
     )
     pairs = list(zip(lines, comparisons, strict=True))
-    verdicts = {n: _tensor_verdict([(li, c) for li, c in pairs if li.probe.tensor == n]) for n in gradients}
+    by_tensor = {n: [(li, c) for li, c in pairs if li.probe.tensor == n] for n in gradients}
+    resolutions = {n: _resolution(by_tensor[n], g) for n, g in gradients.items()}
+    verdicts = {n: _tensor_verdict(by_tensor[n], resolutions[n] <= significant) for n in gradients}
     for name, gradient in gradients.items():
         if gradient is not None and not np.isfinite(gradient).all():
-            numeric = [c for line, c in pairs if line.probe.tensor == name and np.isfinite(c.numeric)]
+            numeric = [c for _, c in by_tensor[name] if np.isfinite(c.numeric)]
             verdicts[name] = Verdict.DISAGREE if numeric else Verdict.INCONCLUSIVE
     together = [c.verdict for line, c in pairs if line.probe.tensor is None]
     verdict = worst(verdicts.values())
@@ -128,11 +160,41 @@ def judge(lines: Sequence[Line], gradients: Gradients, source: Source, options: 
     return Measurement(
         lines=tuple(lines),
         comparisons=comparisons,
+        resolutions=resolutions,
         verdicts=verdicts,
         verdict=verdict,
+        significant=significant,
         source=source,
         complete=True,
     )
+
+
+def _precision(n: int, gradients: Gradients, source: Source, options: AuditOptions, *, own: bool) -> Precision:
+    dtypes = [g.dtype for g in gradients.values() if g is not None] or [np.dtype(source.dtype)]
+    numeric = eps(source.dtype)
+    return Precision(
+        analytic=max(eps(d) for d in dtypes),
+        numeric=numeric,
+        reference=source.reference if own else None,
+        jittered=source.jittered if own else (),
+        caution=caution(numeric, options.false_alarm, n),
+    )
+
+
+def _resolution(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None) -> float:
+    """The relative error of a tensor that would have been seen, by its entries or by its directions."""
+    directions = [c.resolution for _, c in pairs if c.direction.entry is None and c.direction.signs is None]
+    if not directions:
+        return float("inf")
+    spread = detectable(directions)
+    read = [c for _, c in pairs if c.direction.entry is not None]
+    norm = 0.0 if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))
+    size = gradient.size if gradient is not None else 0
+    if not size or len({c.direction.entry for c in read}) < size or norm == 0 or any(np.isinf(c.bound) for c in read):
+        return spread if norm > 0 else min(directions)
+    # an error of this relative size has an entry at least as large as the coarsest threshold of all
+    coarsest = max(c.resolution * c.scale / c.direction.length for c in read)
+    return min(spread, float(np.sqrt(size)) * coarsest / norm)
 
 
 def _full(sampler: Sampler, probes: Sequence[Probe]) -> list[Line]:
@@ -162,15 +224,27 @@ def _doubtful(measured: Measurement, lengths: dict[str, float | Array], options:
     return probes
 
 
-def _tensor_verdict(pairs: Iterable[tuple[Line, Comparison]]) -> Verdict:
+def _blind(measured: Measurement, lengths: dict[str, float | Array], options: AuditOptions) -> list[Probe]:
+    """More directions of tensors that agree, but where an error that matters could have cancelled in all of them."""
+    probes: list[Probe] = []
+    for name in measured.verdicts:
+        looks = measured.of(name)
+        seen = [c.resolution for c in looks if c.direction.signs is None]
+        if any(c.verdict is Verdict.DISAGREE for c in looks) or not seen or not measured.needs(name):
+            continue
+        more = next((n for n in range(1, _MOST_MORE) if measured.would_do(detectable(seen + [max(seen)] * n))), 0)
+        probes += plan.more(lengths, name, options.seed, more)
+    return probes
+
+
+def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], resolved: bool) -> Verdict:  # noqa: FBT001
     """Condemned by two directions, or by one entry looked at twice; cleared by the best look taken."""
-    pairs = list(pairs)
     full = [c.verdict for line, c in pairs if c.direction.entry is None and line.full]
     first = [c.verdict for line, c in pairs if c.direction.entry is None and not line.full]
     entry = [c.verdict for line, c in pairs if c.direction.entry is not None and line.full]
     if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and (full + first).count(Verdict.DISAGREE) > 1):
         return Verdict.DISAGREE
     looks = full or first
-    if looks and all(verdict is Verdict.AGREE for verdict in looks):
+    if resolved and looks and all(verdict is Verdict.AGREE for verdict in looks):
         return Verdict.AGREE
     return Verdict.INCONCLUSIVE

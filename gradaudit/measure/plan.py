@@ -10,7 +10,7 @@ import numpy as np
 from gradaudit.arrays import Array, Gradients, NamedArrays
 from gradaudit.direction import Direction, entry_direction, random_direction
 
-__all__ = ["Probe", "along_signs", "entries", "fresh", "scales", "tensors", "whole_model"]
+__all__ = ["Probe", "along_signs", "entries", "fresh", "more", "scales", "second_stage", "tensors", "whole_model"]
 
 #: Beyond this spread of sizes (the largest to the tenth part's upper end) a common step is too long for some entries
 #: and too short for others; normally distributed weights stay below it at any size.
@@ -20,6 +20,10 @@ _HETEROGENEOUS_SMALL = 10.0
 #: Tensors up to this size are read entry by entry, all together up to the second number.
 _SMALL_TENSOR = 16
 _ALL_ENTRIES = 64
+_SINGLE_DIRECTIONS = 3
+#: Between the seeds of directions that belong together.
+_STRIDE = 1_000_003
+_FIRST_MORE = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +67,32 @@ def along_signs(lengths: dict[str, float | Array], gradients: Gradients, seed: i
     return Probe(Direction(label="along the gradient", scales=lengths, seed=seed, signs=signs), None)
 
 
+def second_stage(
+    parameters: NamedArrays, lengths: dict[str, float | Array], gradients: Gradients, seed: int, *, double: bool
+) -> list[Probe]:
+    """All that follows the first estimate, asked for at once: along the gradient, tensor by tensor, small entries.
+
+    Float32 losses have coarse bounds: there each tensor gets more directions, and one along its own gradient.
+    """
+    signs = along_signs(lengths, gradients, seed)
+    probes = [signs] if signs is not None else []
+    names = list(parameters)
+    for i in range(1 if double else _SINGLE_DIRECTIONS):
+        probes += tensors(lengths, names, seed + _STRIDE * i)
+    if not double:
+        own = [(name, along_signs(lengths, {name: gradients[name]}, seed)) for name in names]
+        probes += [Probe(p.direction, name) for name, p in own if p is not None]
+    return probes + entries(parameters, lengths, names)
+
+
 def tensors(lengths: dict[str, float | Array], names: Sequence[str], seed: int) -> list[Probe]:
     """One direction a tensor, so that a small bias is never drowned by a large matrix."""
     return [Probe(random_direction(name, {name: lengths[name]}, seed), name) for name in names]
+
+
+def more(lengths: dict[str, float | Array], name: str, seed: int, n: int) -> list[Probe]:
+    """n more directions of one tensor, so that an error does not cancel in all of them."""
+    return [probe for i in range(n) for probe in tensors(lengths, [name], seed + _STRIDE * (_FIRST_MORE + i))]
 
 
 def fresh(lengths: dict[str, float | Array], names: Sequence[str], seed: int) -> list[Probe]:

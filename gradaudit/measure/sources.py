@@ -1,44 +1,103 @@
-"""Who supplies the numbers: a float64 twin of the model where its loss agrees, otherwise the model as it is."""
+"""Who supplies the numbers, best first: a float64 twin whose loss agrees, unreduced terms, the loss as it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
-from gradaudit.arrays import Scalar, as_scalar, eps
+from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar, eps
+from gradaudit.measure.baseline import gradient_at, gradient_of
 from gradaudit.numeric.budget import Budget
-from gradaudit.protocols import Model, SupportsTwin
+from gradaudit.protocols import Model, SupportsTerms, SupportsTwin
 
 __all__ = ["Source", "choose"]
 
 #: A twin computes the same loss up to the rounding of the native one.
 _SAME = 1e3
+_JITTERS = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Source:
-    """A model that supplies losses, and how a report names it."""
+    """A model that supplies losses.
+
+    Attributes:
+        model: whose losses are differenced.
+        name: how a report names it.
+        dtype: in which the loss is computed.
+        digits: the dtype in which it is handed over: wider than ``dtype`` where terms are summed in float64.
+        reference: the gradient of the float64 twin, beside which the rounding of a float32 gradient shows.
+        jittered: gradients at parameters moved by half a unit in the last place, where there is no twin.
+    """
 
     model: Model
     name: str
     dtype: str
+    digits: str
+    reference: Gradients | None = None
+    jittered: tuple[Gradients, ...] = ()
 
 
-def choose(model: Model, loss: Scalar, budget: Budget) -> Source:
-    """The float64 twin if the model offers one and its loss is the native one within rounding."""
-    native = Source(model=model, name=f"the {loss.dtype} loss itself", dtype=str(loss.dtype))
-    if not isinstance(model, SupportsTwin):
-        return native
+def choose(model: Model, loss: Scalar, budget: Budget, *, seed: int) -> Source:
+    """The float64 twin if the model offers one and its loss is the native one within rounding; else what there is.
+
+    Raises:
+        Stop: the budget is spent.
+    """
+    if isinstance(model, SupportsTwin) and (source := _twin(model, loss, budget)) is not None:
+        return source
+    dtype = str(loss.dtype)
+    if loss.dtype == np.float64:
+        return Source(model=model, name="the float64 loss itself", dtype=dtype, digits=dtype)
+    jittered = tuple(_jittered(model, budget, seed + i) for i in range(_JITTERS))
+    if isinstance(model, SupportsTerms):
+        summed = _Summed(model)
+        name = f"{dtype} terms, summed in float64"
+        return Source(model=summed, name=name, dtype=dtype, digits="float64", jittered=jittered)
+    return Source(model=model, name=f"the {dtype} loss itself", dtype=dtype, digits=dtype, jittered=jittered)
+
+
+def _twin(model: SupportsTwin, loss: Scalar, budget: Budget) -> Source | None:
     try:
         twin = model.twin()
         if twin is None:
-            return native
+            return None
         budget.take(1, "twin")
         twin_loss = as_scalar(twin.loss(twin.parameters()), "twin().loss()")
+        agrees = abs(float(twin_loss) - float(loss)) <= _SAME * eps(loss.dtype) * abs(float(loss))
+        if twin_loss.dtype != np.float64 or not agrees:
+            return None
+        _, reference = gradient_of(twin, budget)
     except Exception:  # noqa: BLE001  # a function that cannot run in float64 has no twin
-        return native
-    agrees = abs(float(twin_loss) - float(loss)) <= _SAME * eps(loss.dtype) * abs(float(loss))
-    if twin_loss.dtype != np.float64 or not agrees:
-        return native
-    return Source(model=twin, name="a float64 twin", dtype="float64")
+        return None
+    return Source(model=twin, name="a float64 twin", dtype="float64", digits="float64", reference=reference)
+
+
+def _jittered(model: Model, budget: Budget, seed: int) -> Gradients:
+    rng = np.random.default_rng([seed, 3])
+    moved = {}
+    for name, p in model.parameters().items():
+        unit = rng.choice(np.array([-0.5, 0.5]), p.shape) * np.spacing(np.abs(p))
+        # half a unit rounds to none or to one: the parameters move by what their own storage leaves open
+        moved[name] = (p + 2 * np.where(rng.random(p.shape) < 0.5, unit, 0)).astype(p.dtype)
+    return gradient_at(model, moved, budget)
+
+
+@final
+class _Summed:
+    """A model whose loss is the float64 sum of its terms."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def parameters(self) -> NamedArrays:
+        return self._model.parameters()
+
+    def loss(self, parameters: NamedArrays) -> Scalar:
+        assert isinstance(self._model, SupportsTerms)  # see choose
+        return np.float64(np.asarray(self._model.terms(parameters), np.float64).sum())
+
+    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
+        return self._model.value_and_grad(parameters)

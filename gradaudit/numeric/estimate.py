@@ -41,12 +41,14 @@ _TOP = float("inf")
 _ENOUGH = 4
 #: A plateau narrower than this is a number format of fewer digits inside the loss, a wider one is rounding on purpose.
 _NARROW = 1e-5
+#: A number format as narrow as that moves the loss by no more than this share of it.
+_DIGITS = 1e-5
 #: A kink tilts the slope read from steps that do not see it by less than twice its size, measured.
 _TILT = 2.0
 #: A hint of a kink below its own bound widens the bound already.
 _HINT = 0.3
-#: Intermediate results of the size of 1 round like 1, also where the loss is smaller.
-_INTERMEDIATE = 16.0
+#: A plateau that ends in steps of this many eps is rounding, of the loss or of intermediate results of the size of 1.
+_INTERMEDIATE = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +121,10 @@ def estimate(sampler: Sampler, directions: Sequence[Direction], purpose: str) ->
     _extend(sampler, lines, wanted, purpose)
     tops = [max(w) for w in wanted]
     for _ in range(_ROUNDS - 1):
-        pairs = [(line, _further(line, top, steps, sampler.eps)) for line, top in zip(lines, tops, strict=True)]
+        pairs = [(line, _further(line, top, steps, sampler)) for line, top in zip(lines, tops, strict=True)]
         open_lines = [(line, more) for line, more in pairs if len(more)]
         _extend(sampler, [line for line, _ in open_lines], [more for _, more in open_lines], purpose)
-    return [_result(line, top, sampler.eps) for line, top in zip(lines, tops, strict=True)]
+    return [_result(line, top, sampler) for line, top in zip(lines, tops, strict=True)]
 
 
 def follow_up(
@@ -137,7 +139,7 @@ def follow_up(
     lines = [_Line(d, sampler.resolution(d)) for d in directions]
     wanted = [ladder.follow_up(steps, known.step) for _ in lines]
     _extend(sampler, lines, wanted, purpose)
-    return [_result(line, float("inf"), sampler.eps, known) for line in lines]
+    return [_result(line, float("inf"), sampler, known) for line in lines]
 
 
 def _extend(sampler: Sampler, lines: Sequence[_Line], wanted: Sequence[Array], purpose: str) -> None:
@@ -190,7 +192,8 @@ class _View:
         return float(np.abs(self.ts[tried]).min())
 
 
-def _view(line: _Line, top: float, eps: float, known: Known | None = None) -> _View:
+def _view(line: _Line, top: float, sampler: Sampler, known: Known | None = None) -> _View:
+    eps, digits = sampler.eps, sampler.digits
     ts, raw, corrected = line.arrays()
     base = known.base if known is not None else float(corrected[ts == 0][0])
     # a common power of two keeps losses of 1e-30 and 1e30 away from the ends of the range
@@ -200,17 +203,17 @@ def _view(line: _Line, top: float, eps: float, known: Known | None = None) -> _V
         sigma = known.sigma * scale
     else:
         cluster = near | (ts == 0)
-        sigma = noise_level((ts[cluster], corrected[cluster] * scale), raw * scale, base * scale, eps)
-        sigma = max(sigma, _rounded_inside(ts, raw, base, eps) * scale)
+        sigma = noise_level((ts[cluster], corrected[cluster] * scale), raw * scale, base * scale, digits)
+        sigma = max(sigma, _rounded_inside(ts, raw, base, digits) * scale)
     far = ~near & (ts != 0)
     steps, values = ts[far], corrected[far] * scale
-    seen = levels(steps, values, base * scale, sigma, eps)
+    seen = levels(steps, values, base * scale, sigma, digits)
     rounding = _ROUNDING * eps * abs(base)
     smooth = known is not None or sigma <= scale * max(rounding, _UNRESOLVED * float(np.nanstd(raw)))
     best = choose(candidates(slopes(seen), eps), top) if smooth else None
     lost = bool(~np.isfinite(corrected).all())
     if lost and len(seen.steps) < _ENOUGH and smooth:
-        sides = [choose(candidates(side(steps, values, base * scale, sigma, eps, s), eps), top) for s in (1, -1)]
+        sides = [choose(candidates(side(steps, values, base * scale, sigma, digits, s), eps), top) for s in (1, -1)]
         best = min((c for c in (best, *sides) if c is not None), key=lambda c: c.bound, default=None)
     near_line = cluster_slope(ts[near], corrected[near] * scale, sigma)
     return _View(scale, base, sigma, seen, best, lost, ts, raw, near, near_line)
@@ -222,14 +225,14 @@ def _rounded_inside(ts: Array, raw: Array, base: float, eps: float) -> float:
     if flat is None:
         return 0.0
     unit = eps * max(1.0, abs(base))
-    return 0.3 * unit if flat.rise / flat.first * flat.width <= _INTERMEDIATE * unit else 0.0
+    return flat.rise / 2 if flat.rise <= _INTERMEDIATE * unit else 0.0
 
 
-def _further(line: _Line, top: float, steps: Ladder, eps: float) -> Array:
+def _further(line: _Line, top: float, steps: Ladder, sampler: Sampler) -> Array:
     """Where the next round should look, if this line is not resolved."""
-    view = _view(line, top, eps)
+    view = _view(line, top, sampler)
     best, seen = view.best, view.seen
-    target = _TARGET_DOUBLE if eps < _SINGLE else _TARGET_SINGLE
+    target = _TARGET_DOUBLE if sampler.eps < _SINGLE else _TARGET_SINGLE
     if best is not None and best.bound <= target * abs(best.value):
         return np.zeros(0)
     if view.lost and len(seen.steps) < _ENOUGH:
@@ -251,8 +254,9 @@ def _further(line: _Line, top: float, steps: Ladder, eps: float) -> Array:
     return ladder.between(float(seen.steps[above + 1]), float(seen.steps[above]))
 
 
-def _result(line: _Line, top: float, eps: float, known: Known | None = None) -> DerivativeEstimate:
-    view = _view(line, top, eps, known)
+def _result(line: _Line, top: float, sampler: Sampler, known: Known | None = None) -> DerivativeEstimate:
+    eps = sampler.eps
+    view = _view(line, top, sampler, known)
     best = view.best
     if best is None:
         return DerivativeEstimate(
@@ -305,8 +309,9 @@ def _shaped(found: DerivativeEstimate, view: _View, eps: float) -> DerivativeEst
 
 
 def _on_a_plateau(found: DerivativeEstimate, view: _View, flat: Plateau, eps: float) -> DerivativeEstimate:
-    if flat.first > _NARROW:
-        return replace(found, value=0.0, bound=0.0, status="plateau", still=True)
+    if flat.first > _NARROW or flat.rise > _DIGITS * max(1.0, abs(view.base)):
+        bound = 6 * view.sigma / view.scale / flat.width
+        return replace(found, value=0.0, bound=bound, status="plateau", still=True)
     moving = (np.abs(view.ts) >= flat.first) & (view.ts != 0)
     sigma = flat.rise / 2
     coarse = levels(view.ts[moving], view.raw[moving], view.base, sigma, eps)

@@ -124,9 +124,7 @@ def candidates(series: Series, eps: float) -> list[Candidate]:
     n = int((series.steps > 0).sum())
     most = len(series.powers)
     fits = {
-        (i, m): _coefficient(series, i, m)
-        for i in range(n)
-        for m in range(series.least, min(n - i, _WIDEST, most) + 1)
+        (i, m): _coefficient(series, i, m) for i in range(n) for m in range(series.least, min(n - i, _WIDEST, most) + 1)
     }
     found = []
     for (i, m), fit in fits.items():

@@ -26,13 +26,24 @@ class Sampler:
         gradients: the analytic gradient, used only to take the effect of rounded arguments out of the values, to
             first order: right for a right gradient, noise for a wrong one.
         batch_bytes: memory for one batch.
-        dtype: of the loss.
+        dtype: in which the loss is computed.
+        digits: the dtype in which it is handed over, ``dtype`` unless given.
     """
 
-    def __init__(self, model: Model, budget: Budget, *, gradients: Gradients, batch_bytes: int, dtype: str) -> None:
+    def __init__(
+        self,
+        model: Model,
+        budget: Budget,
+        *,
+        gradients: Gradients,
+        batch_bytes: int,
+        dtype: str,
+        digits: str | None = None,
+    ) -> None:
         self.model = model
         self.parameters = model.parameters()
         self.eps = eps(dtype)
+        self.digits = eps(digits or dtype)
         self._budget = budget
         self._gradients = gradients
         self._batch_bytes = batch_bytes

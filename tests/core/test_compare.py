@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from gradaudit.compare import Precision, Verdict, compare, worst
+from gradaudit.compare import Precision, Verdict, caution, compare, detectable, worst
 from gradaudit.direction import Direction
 from gradaudit.numeric.estimate import DerivativeEstimate
 
-DOUBLE, NATIVE_SINGLE = Precision(analytic=2e-16, numeric=2e-16), Precision(analytic=1e-7, numeric=1e-7)
+DOUBLE = Precision(analytic=2e-16, numeric=2e-16)
+NATIVE_SINGLE = Precision(analytic=1e-7, numeric=1e-7, caution=caution(1e-7, 1e-6, 20))
 V = Direction(label="v", scales={"x": 1.0}, entry=(0,))
 
 
@@ -66,3 +67,43 @@ def test_worst():
     assert worst([]) is Verdict.AGREE
     assert worst([Verdict.AGREE, Verdict.INCONCLUSIVE]) is Verdict.INCONCLUSIVE
     assert worst([Verdict.DISAGREE, Verdict.INCONCLUSIVE]) is Verdict.DISAGREE
+
+
+def test_caution_follows_the_accepted_false_alarms():
+    assert caution(2e-16, 1e-6, 20) == 1
+    assert caution(1e-7, 1e-6, 20) == 3
+    assert caution(2e-16, 1e-15, 20) > 1
+    assert caution(2e-16, 1e-15, 2000) > caution(2e-16, 1e-15, 20)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+def test_what_would_have_been_seen_is_seen_in_99_of_100(n):
+    rng = np.random.default_rng(n)
+    resolutions = list(rng.uniform(1.0, 3.0, n))
+    error = detectable(resolutions)
+    seen = (np.abs(error * rng.standard_normal((100_000, n))) > resolutions).any(axis=1)
+    assert seen.mean() == pytest.approx(0.99, abs=2e-3)
+
+
+def test_without_a_resolution_nothing_is_seen():
+    assert detectable([math.inf]) == math.inf
+    assert detectable([0.0, 1.0]) == 0
+
+
+def test_the_twins_gradient_shows_how_much_is_rounding():
+    gradients, exact = {"x": np.float32([1.0 + 1e-5])}, {"x": np.array([1.0])}
+    found = DerivativeEstimate(
+        value=1.0, bound=1e-10, base=1.0, sigma=1e-16, step=0.1, order=2, evaluations=21, status="converged",
+        constant=False,
+    )  # fmt: skip
+
+    def judged(reference):
+        precision = Precision(analytic=1.2e-7, numeric=2e-16, reference=reference)
+        return compare(V, found, gradients, precision=precision, whole=1.0, significant=1e-3).verdict
+
+    assert judged(exact) is Verdict.AGREE
+    # the twin has the same error: it is none of rounding
+    assert judged({"x": np.array([1.0 + 1e-5])}) is Verdict.DISAGREE
+    # more than rounding explains
+    gradients = {"x": np.float32([1.0 + 2e-4])}
+    assert judged(exact) is Verdict.DISAGREE
