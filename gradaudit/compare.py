@@ -17,8 +17,8 @@ __all__ = ["Comparison", "Precision", "Verdict", "caution", "compare", "detectab
 #: Back-propagation is off by 0.7 eps of the rms product, measured; 16 covers 85 %, the tolerance of the dtype the rest.
 _ANALYTIC_RMS = 16.0
 _ANALYTIC_VALUE = 64.0
-#: A float32 gradient may differ from its float64 twin by this share of its tensor, and by rounding of the whole model's;
-#: what exceeds both is an error of the float32 code itself.
+#: A float32 gradient may differ from its float64 twin by this share of its tensor, and by rounding of the whole
+#: model's; what exceeds both is an error of the float32 code itself.
 _ROUNDED_TENSOR = 5e-5
 #: Nearby kinks hide in float32 noise and tilt the slope: without a twin a gap must exceed the bound threefold.
 _NATIVE_SINGLE = 3.0

@@ -59,8 +59,8 @@ def kink(evidence: Evidence) -> Finding | None:
         sentence=f"Along {line.probe.direction.label} the slopes of the loss are {number(low)} on one side and "
         f"{number(high)} on the other; the analytic value {number(analytic)} is {place}.",
         evidence="The even part of the loss is proportional to the step, down to the shortest steps.",
-        remedy="Nothing need be mended where the value is allowed. To audit a derivative, move off the kink: frameworks "
-        "choose different values there (relu, max, abs, clip).",
+        remedy="Nothing need be mended where the value is allowed: frameworks choose different ones (relu, max, abs, "
+        "clip). To audit a derivative, move off the kink.",
         numbers={"low": low, "high": high, "analytic": analytic},
     )
 

@@ -91,7 +91,7 @@ def tensors(lengths: dict[str, float | Array], names: Sequence[str], seed: int) 
 
 
 def more(lengths: dict[str, float | Array], name: str, seed: int, n: int) -> list[Probe]:
-    """n more directions of one tensor, so that an error does not cancel in all of them."""
+    """Return n more directions of one tensor, so that an error does not cancel in all of them."""
     return [probe for i in range(n) for probe in tensors(lengths, [name], seed + _STRIDE * (_FIRST_MORE + i))]
 
 

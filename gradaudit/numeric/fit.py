@@ -116,7 +116,7 @@ def side(steps: Array, values: Array, base: float, sigma: float, eps: float, sig
     order = np.argsort(-np.abs(steps[mine]))
     h = np.append(np.abs(steps[mine])[order], 0.0)
     y = np.append(values[mine][order] - base, 0.0)
-    return Series(h, sign * y, _spread(np.abs(y + base), sigma, eps), tuple([1, 0, *range(2, 7)]), least=2)
+    return Series(h, sign * y, _spread(np.abs(y + base), sigma, eps), (1, 0, *range(2, 7)), least=2)
 
 
 def candidates(series: Series, eps: float) -> list[Candidate]:
