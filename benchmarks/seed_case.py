@@ -14,13 +14,15 @@ import subprocess
 import sys
 import time
 
+from gradaudit import audit
 from gradaudit.backends import registry
+from gradaudit.recurrent import Truncation, none
+from gradaudit.testing.scenarios import seed_case
 
 
 def measure(backend: str, truncation: str) -> dict:
     """Run the demo here and report."""
     from gradaudit.cli import demo
-    from gradaudit.recurrent import Truncation
 
     registry.get(backend)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -46,7 +48,36 @@ def measure(backend: str, truncation: str) -> dict:
         "evaluations": [part.evaluations for part in parts],
         "gradients": [part.gradients for part in parts],
         "peak MiB above imports": round((peak - before) / 1024),
+    } | multiples(backend)
+
+
+class Looped:
+    """A model without its batch axis."""
+
+    def __init__(self, model) -> None:
+        self.parameters, self.loss, self.value_and_grad = model.parameters, model.loss, model.value_and_grad
+        self.twin = lambda: None if (twin := model.twin()) is None else Looped(twin)
+
+
+def multiples(backend: str) -> dict:
+    """One audit of the recurrent net as a multiple of one forward and backward pass, compilations done before."""
+    model = seed_case(backend, none()).lifted
+    audit(model)
+    gradient = min(seconds(lambda: model.value_and_grad(model.parameters())) for _ in range(3))
+    return {
+        "forward + backward, s": round(gradient, 3),
+        "audit / (forward + backward), batched": round(
+            min(seconds(lambda: audit(model)) for _ in range(2)) / gradient, 1
+        ),
+        "looped": round(seconds(lambda: audit(Looped(model))) / gradient, 1),
     }
+
+
+def seconds(call) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradaudit.arrays import Gradients, global_norm
-from gradaudit.auditor import Progress, audit_each, preserved
+from gradaudit.auditor import Progress, audit_each
 from gradaudit.compare import worst
 from gradaudit.errors import OptionError
+from gradaudit.measure.state import preserved
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport, Port

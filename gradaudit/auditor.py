@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import numpy as np
@@ -19,12 +17,13 @@ from gradaudit.errors import ModelContractError
 from gradaudit.measure.baseline import Baseline, baseline
 from gradaudit.measure.measurement import Measurement, measure
 from gradaudit.measure.sources import choose
+from gradaudit.measure.state import SeedFixed, preserved
 from gradaudit.numeric.budget import Budget
 from gradaudit.options import AuditOptions
-from gradaudit.protocols import Model, SupportsEnvironment, SupportsFrozen, SupportsState, SupportsTruncation
+from gradaudit.protocols import Model, SupportsEnvironment, SupportsFrozen, SupportsTruncation
 from gradaudit.report import AuditReport, Entries, ParameterResult
 
-__all__ = ["Progress", "audit", "audit_each", "preserved"]
+__all__ = ["Progress", "audit", "audit_each"]
 
 Progress = Callable[[int], None]
 
@@ -84,20 +83,13 @@ def audit_each(
     return tuple(reports)
 
 
-@contextmanager
-def preserved(model: Model) -> Iterator[None]:
-    """Random generators and the framework's state are as before, also after an exception."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002  # the user's legacy generator
-    try:
-        with model.preserved() if isinstance(model, SupportsState) else nullcontext():
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
-
-
 def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
-    base = baseline(model, options, budget)
+    base, unfixed = baseline(model, options, budget), None
+    if not base.repeatable:
+        fixed = SeedFixed(model)
+        again = baseline(fixed, options, budget)
+        if again.repeatable:
+            model, base, unfixed = fixed, again, base
     total = frozen = None
     if base.repeatable:
         # values that overflow at far points are data, not something to warn the user of
@@ -106,7 +98,9 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
             held = model.frozen() if isinstance(model, SupportsFrozen) else None
             if held is not None and total.verdict is not Verdict.AGREE:
                 frozen = measure(choose(held, base.loss, budget, seed=options.seed), base.gradients, options, budget)
-    return Evidence(model=model, options=options, baseline=base, total=total, frozen=frozen, budget=budget)
+    return Evidence(
+        model=model, options=options, baseline=base, unfixed=unfixed, total=total, frozen=frozen, budget=budget
+    )
 
 
 def _judged(evidence: Evidence) -> Measurement | None:

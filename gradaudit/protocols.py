@@ -21,6 +21,7 @@ __all__ = [
     "Model",
     "Network",
     "SupportsAlong",
+    "SupportsComplexStep",
     "SupportsEnvironment",
     "SupportsFrozen",
     "SupportsJvp",
@@ -73,6 +74,14 @@ class SupportsSteps(Protocol):
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """What each step adds to the loss, (T,); their sum is the loss."""
+
+
+@runtime_checkable
+class SupportsComplexStep(Protocol):
+    """An analytic loss that computes in complex arithmetic."""
+
+    def complex_loss(self, parameters: NamedArrays) -> complex | None:
+        """The loss at complex parameters, complex; None: not here."""
 
 
 @runtime_checkable

@@ -29,6 +29,7 @@ class Evidence:
         model: as the user gave it.
         options: of the audit.
         baseline: the base point.
+        unfixed: the base point before the seed was fixed, where that was needed.
         total: the gradient against the loss; None where the loss does not repeat itself.
         frozen: the gradient against the loss with its cuts frozen; None where nothing is cut.
         budget: experiments are charged to it.
@@ -38,6 +39,7 @@ class Evidence:
     model: Model
     options: AuditOptions
     baseline: Baseline
+    unfixed: Baseline | None
     total: Measurement | None
     frozen: Measurement | None
     budget: Budget

@@ -13,15 +13,21 @@ __all__ = ["random_gradient", "random_loss"]
 
 def random_loss(evidence: Evidence) -> Finding | None:
     """GA801: three losses at the same parameters differ by more than rounding."""
-    baseline = evidence.baseline
+    baseline = evidence.unfixed or evidence.baseline
     if baseline.repeatable:
         return None
+    fixed = evidence.unfixed is not None
     return Finding(
         code="GA801",
         title="the loss does not repeat itself",
         confidence="proven",
         sentence=f"Three losses at the same parameters differ by {number(baseline.loss_spread)} "
-        f"(loss {number(float(baseline.loss))}): it is no function of the parameters, so it has no derivative.",
+        f"(loss {number(float(baseline.loss))}): it is no function of the parameters"
+        f"{', unless its random numbers are held' if fixed else ', so it has no derivative'}.",
+        evidence="With the same random numbers drawn at every evaluation the losses are equal; the gradient was judged "
+        "so."
+        if fixed
+        else "Putting back the global random generators before every evaluation does not help.",
         remedy="Fix the random numbers inside the loss (dropout, sampling, shuffling), or switch to evaluation mode.",
         numbers={"spread": baseline.loss_spread},
     )

@@ -13,9 +13,11 @@ from gradaudit.measure import plan
 from gradaudit.measure.plan import Probe
 from gradaudit.measure.sources import Source
 from gradaudit.numeric.budget import Budget, Stop
+from gradaudit.numeric.complex_step import agrees, complex_step
 from gradaudit.numeric.estimate import DerivativeEstimate, Known, estimate, follow_up
 from gradaudit.numeric.sampler import Sampler
 from gradaudit.options import AuditOptions
+from gradaudit.protocols import Model, SupportsComplexStep
 
 __all__ = ["Line", "Measurement", "judge", "measure"]
 
@@ -105,7 +107,9 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
         lines += _full(sampler, [plan.whole_model(lengths, options.seed)])
         known = _known(lines[0].estimate)
         probes = plan.second_stage(parameters, lengths, usable, options.seed, double=source.dtype == "float64")
-        if known is None:
+        if _analytic(source.model, lines[0], budget):
+            lines += _by_complex_steps(source.model, probes, lines[0], budget)
+        elif known is None:
             lines += _full(sampler, [p for p in probes if p.direction.entry is None])
         else:
             found = follow_up(sampler, [p.direction for p in probes], known, "probing")
@@ -199,6 +203,24 @@ def _resolution(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None
 
 def _full(sampler: Sampler, probes: Sequence[Probe]) -> list[Line]:
     found = estimate(sampler, [p.direction for p in probes], "probing") if probes else []
+    return [Line(probe, e, full=True) for probe, e in zip(probes, found, strict=True)]
+
+
+def _analytic(model: Model, first: Line, budget: Budget) -> bool:
+    """Whether complex steps may replace differences: the model offers them, and the first agrees with the ladder."""
+    if not isinstance(model, SupportsComplexStep) or not np.isfinite(first.estimate.bound):
+        return False
+    parameters = model.parameters()
+    if model.complex_loss(parameters) is None:
+        return False
+    (found,) = complex_step(model, parameters, [first.probe.direction], first.estimate, budget)
+    return agrees(found, first.estimate)
+
+
+def _by_complex_steps(model: Model, probes: Sequence[Probe], first: Line, budget: Budget) -> list[Line]:
+    parameters, directions = model.parameters(), [p.direction for p in probes]
+    assert isinstance(model, SupportsComplexStep)  # see _analytic
+    found = complex_step(model, parameters, directions, first.estimate, budget)
     return [Line(probe, e, full=True) for probe, e in zip(probes, found, strict=True)]
 
 

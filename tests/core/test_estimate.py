@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import gradaudit
+from gradaudit import Verdict
+from gradaudit.backends.numpy import NumpyModel
 from gradaudit.direction import Point, random_direction
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.numeric.estimate import Known, estimate, follow_up
@@ -151,3 +154,32 @@ def test_the_quantum_of_single_precision_shows():
     assert quantum(values) == 2.0**-23
     assert quantum(np.array([0.0, np.nan])) == 0
     assert quantum(np.array([3.0, 0.5])) == 0.5
+
+
+def analytic(factor=1.0, loss=lambda p: np.sin(p["x"]).sum() * 1e-3 + 1e3):
+    x = np.random.default_rng(0).standard_normal(40)
+    gradient = {"x": factor * 1e-3 * np.cos(x)}
+    return NumpyModel(loss, {"x": x}, gradient=lambda p: gradient, analytic=True)
+
+
+def test_complex_steps_lose_no_digits_and_cost_one_evaluation_a_direction():
+    report = gradaudit.audit(analytic())
+    assert report.verdict is Verdict.AGREE
+    # baseline 3, one full estimate, the check, the direction along the gradient and that of the tensor
+    assert report.evaluations <= 3 + 35 + 1 + 2
+    assert report["x"].resolution < 1e-4
+    assert gradaudit.audit(analytic(1 + 1e-5)).verdict is Verdict.DISAGREE
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p: np.abs(np.sin(p["x"])).sum() * 1e-3,  # not analytic: the imaginary part is lost
+        lambda p: float(np.real(np.sin(p["x"])).sum()) * 1e-3,
+    ],
+)
+def test_a_loss_that_is_not_analytic_is_caught(loss):
+    x = np.random.default_rng(0).standard_normal(40)
+    slope = np.cos(x) * (np.sign(np.sin(x)) if "abs" in loss.__code__.co_names else 1) * 1e-3
+    model = NumpyModel(loss, {"x": x}, gradient=lambda p: {"x": slope}, analytic=True)
+    assert gradaudit.audit(model).verdict is Verdict.AGREE

@@ -51,6 +51,17 @@ def randomised(loss_random, gradient_random):
     return of(loss, gradient, x=[0.3, 0.7])
 
 
+def dropout(factor=1.0):
+    """Drops entries by NumPy's global generator: random, but repeatable where the generator is put back."""
+
+    def value_and_grad(p):
+        kept = np.random.random(20) > 0.5
+        return (np.sin(p["x"]) * kept).sum(), {"x": factor * np.cos(p["x"]) * kept}
+
+    x = {"x": np.random.default_rng(0).standard_normal(20)}
+    return NumpyModel(lambda p: value_and_grad(p)[0], x, value_and_grad=value_and_grad)
+
+
 def accumulating():
     total = np.zeros(2)
 
@@ -277,3 +288,12 @@ def test_any_value_between_the_sides_of_a_kink_is_allowed(slope, verdict, place)
 def test_a_kink_nearby_is_no_error(at):
     model = of(lambda p: np.maximum(p["x"], 0).sum(), lambda p: {"x": (p["x"] > 0) * 1.0}, x=[at, 0.7, -0.4])
     assert gradaudit.audit(model).verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, Verdict.AGREE), (1.1, Verdict.DISAGREE)])
+def test_random_numbers_that_can_be_held_are_held(factor, verdict):
+    report = gradaudit.audit(dropout(factor))
+    assert report.verdict is verdict
+    assert report.findings[0].code == "GA801"
+    assert "the gradient was judged so" in report.findings[0].evidence
+    assert [f.code for f in report.findings[1:]] == ([] if factor == 1 else ["GA301"])

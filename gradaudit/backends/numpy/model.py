@@ -32,6 +32,8 @@ class NumpyModel:
         batched: parameters with a leading axis K -> (K,) losses.
         jvp: (parameters, tangents) -> directional derivative; by default ``<gradient, tangents>``.
         point_bytes: working memory of one point in ``batched``; by default the size of the parameters.
+        analytic: the loss is an analytic function and computes in complex arithmetic (no abs, max, comparison or
+            conjugate on the way): derivatives are then taken by complex steps, after a check.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class NumpyModel:
         batched: Callable[[NamedArrays], Array] | None = None,
         jvp: Callable[[NamedArrays, NamedArrays], float] | None = None,
         point_bytes: int | None = None,
+        analytic: bool = False,
     ) -> None:
         if gradient is None and value_and_grad is None:
             msg = "NumPy has no automatic differentiation"
@@ -53,6 +56,7 @@ class NumpyModel:
         self._value_and_grad = value_and_grad
         self._batched = batched
         self._jvp = jvp
+        self._analytic = analytic
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
         self._point_bytes = point_bytes or sum(p.nbytes for p in self._parameters.values())
 
@@ -99,6 +103,10 @@ class NumpyModel:
         if self._batched is not None:
             return np.asarray(self._batched(stack(self._parameters, points)))
         return np.array([self.loss(displace(self._parameters, point)) for point in points])
+
+    def complex_loss(self, parameters: NamedArrays) -> complex | None:
+        """The loss at complex parameters; None unless it was declared analytic."""
+        return complex(self._loss(parameters)) if self._analytic else None
 
     def preserved(self) -> AbstractContextManager[None]:
         """NumPy keeps no state but its random generator, which the auditor preserves for everybody."""
