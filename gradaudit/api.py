@@ -26,6 +26,7 @@ def audit(
     false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
     seed: int = _DEFAULT.seed,
+    entries: bool = _DEFAULT.entries,
     batch_bytes: int = _DEFAULT.batch_bytes,
     name: str | None = None,
     progress: Callable[[int], None] | None = None,
@@ -40,6 +41,7 @@ def audit(
         false_alarm: accepted probability, an audit, that a right gradient is called wrong.
         max_evaluations: forward passes at most.
         seed: of the probing directions.
+        entries: read the entries of small tensors also where the tensor agrees.
         batch_bytes: memory for evaluating many points at once.
         name: of the target in the report; by default its type's.
         progress: called with the number of forward passes so far.
@@ -56,6 +58,7 @@ def audit(
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,
         seed=seed,
+        entries=entries,
         batch_bytes=batch_bytes,
     )
     return auditor.audit(target, options, target=name or type(target).__name__, progress=progress)
@@ -70,6 +73,7 @@ def audit_all(
     false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
     seed: int = _DEFAULT.seed,
+    entries: bool = _DEFAULT.entries,
     batch_bytes: int = _DEFAULT.batch_bytes,
     name: str = "all models",
     progress: Callable[[int], None] | None = None,
@@ -88,6 +92,7 @@ def audit_all(
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,
         seed=seed,
+        entries=entries,
         batch_bytes=batch_bytes,
     )
     return across.audit_all(models, options, target=name, progress=progress)
@@ -102,6 +107,7 @@ def assert_gradients_agree(
     false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
     seed: int = _DEFAULT.seed,
+    entries: bool = _DEFAULT.entries,
     batch_bytes: int = _DEFAULT.batch_bytes,
     name: str | None = None,
 ) -> AuditReport:
@@ -118,6 +124,7 @@ def assert_gradients_agree(
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,
         seed=seed,
+        entries=entries,
         batch_bytes=batch_bytes,
         name=name,
     )

@@ -24,6 +24,7 @@ class AuditOptions:
         seed: of the probing directions; the same seed probes the same on every backend.
         parameters: glob over parameter names, for example ``"encoder.*"``.
         truncation: a truncation that the user accepts: a model declaring it is judged against its frozen gradient.
+        entries: read the entries of small tensors also where the tensor agrees.
         batch_bytes: memory for evaluating many points at once.
 
     Raises:
@@ -36,6 +37,7 @@ class AuditOptions:
     seed: int = 0
     parameters: str = "*"
     truncation: Truncation | None = None
+    entries: bool = False
     batch_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:

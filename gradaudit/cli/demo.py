@@ -89,7 +89,7 @@ def run(backend: str, case: Case, *, echo: Echo, progress: Advance) -> Outcome:
 
 
 def _audit(backend: str, built: SeedCase, case: Case, progress: Advance) -> _Audits:
-    options = AuditOptions(seed=case.seed)
+    options = AuditOptions(seed=case.seed, entries=True)
 
     def one(model: Model, target: str) -> AuditReport:
         name = f"{backend}: {target}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,8 +86,9 @@ class Measurement:
 def measure(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:
     """Probe the losses of ``source`` until the gradient is judged, tensor by tensor.
 
-    A first full estimate of the whole model teaches noise and step; everything else is asked for at once, eight
-    evaluations a line. What disagrees is confirmed by a full estimate on a fresh direction; what is open gets one too.
+    A first full estimate of the whole model teaches noise and step. Then every tensor is asked for at once, eight
+    evaluations a line. Where a tensor does not agree, its entries are read if it is small, and a full estimate on a
+    fresh direction confirms or clears it.
     """
     parameters = {name: p for name, p in source.model.parameters().items() if name in gradients}
     usable = {n: g if g is None or np.isfinite(g).all() else None for n, g in gradients.items()}
@@ -105,18 +106,14 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     complete = True
     try:
         lines += _full(sampler, [plan.whole_model(lengths, options.seed)])
-        known = _known(lines[0].estimate)
-        probes = plan.second_stage(parameters, lengths, usable, options.seed, double=source.dtype == "float64")
-        if _analytic(source.model, lines[0], budget):
-            lines += _by_complex_steps(source.model, probes, lines[0], budget)
-        elif known is None:
-            lines += _full(sampler, [p for p in probes if p.direction.entry is None])
-        else:
-            found = follow_up(sampler, [p.direction for p in probes], known, "probing")
-            lines += [Line(probe, e, full=False) for probe, e in zip(probes, found, strict=True)]
-            more = _blind(judge(lines, gradients, source, options), lengths, options)
-            found = follow_up(sampler, [p.direction for p in more], known, "probing")
-            lines += [Line(probe, e, full=False) for probe, e in zip(more, found, strict=True)]
+        probes = plan.second_stage(lengths, usable, options.seed, double=source.dtype == "float64")
+        if options.entries:
+            probes += plan.entries(parameters, lengths, list(parameters))
+        ask = _cheap_looks(sampler, source.model, lines[0], budget)
+        lines += ask(probes)
+        seen = judge(lines, gradients, source, options)
+        small = [] if options.entries else [n for n, v in seen.verdicts.items() if v is not Verdict.AGREE]
+        lines += ask([*_blind(seen, lengths, options), *plan.entries(parameters, lengths, small)])
         lines += _full(sampler, _doubtful(judge(lines, gradients, source, options), lengths, options))
     except Stop:
         complete = False
@@ -206,22 +203,32 @@ def _full(sampler: Sampler, probes: Sequence[Probe]) -> list[Line]:
     return [Line(probe, e, full=True) for probe, e in zip(probes, found, strict=True)]
 
 
-def _analytic(model: Model, first: Line, budget: Budget) -> bool:
+def _cheap_looks(
+    sampler: Sampler, model: Model, first: Line, budget: Budget
+) -> Callable[[Sequence[Probe]], list[Line]]:
+    """How further directions are estimated: by complex steps, by follow-ups, or in full where nothing is known."""
+
+    def ask(probes: Sequence[Probe]) -> list[Line]:
+        directions = [p.direction for p in probes]
+        if analytic and isinstance(model, SupportsComplexStep):
+            found = complex_step(model, sampler.parameters, directions, first.estimate, budget)
+        elif known is not None:
+            found = follow_up(sampler, directions, known, "probing")
+        else:
+            return _full(sampler, [p for p in probes if p.direction.entry is None])
+        return [Line(probe, e, full=analytic) for probe, e in zip(probes, found, strict=True)]
+
+    known = _known(first.estimate)
+    analytic = isinstance(model, SupportsComplexStep) and _is_analytic(model, sampler, first, budget)
+    return ask
+
+
+def _is_analytic(model: SupportsComplexStep, sampler: Sampler, first: Line, budget: Budget) -> bool:
     """Whether complex steps may replace differences: the model offers them, and the first agrees with the ladder."""
-    if not isinstance(model, SupportsComplexStep) or not np.isfinite(first.estimate.bound):
+    if not np.isfinite(first.estimate.bound) or model.complex_loss(sampler.parameters) is None:
         return False
-    parameters = model.parameters()
-    if model.complex_loss(parameters) is None:
-        return False
-    (found,) = complex_step(model, parameters, [first.probe.direction], first.estimate, budget)
+    (found,) = complex_step(model, sampler.parameters, [first.probe.direction], first.estimate, budget)
     return agrees(found, first.estimate)
-
-
-def _by_complex_steps(model: Model, probes: Sequence[Probe], first: Line, budget: Budget) -> list[Line]:
-    parameters, directions = model.parameters(), [p.direction for p in probes]
-    assert isinstance(model, SupportsComplexStep)  # see _analytic
-    found = complex_step(model, parameters, directions, first.estimate, budget)
-    return [Line(probe, e, full=True) for probe, e in zip(probes, found, strict=True)]
 
 
 def _known(first: DerivativeEstimate) -> Known | None:

@@ -67,22 +67,20 @@ def along_signs(lengths: dict[str, float | Array], gradients: Gradients, seed: i
     return Probe(Direction(label="along the gradient", scales=lengths, seed=seed, signs=signs), None)
 
 
-def second_stage(
-    parameters: NamedArrays, lengths: dict[str, float | Array], gradients: Gradients, seed: int, *, double: bool
-) -> list[Probe]:
-    """All that follows the first estimate, asked for at once: along the gradient, tensor by tensor, small entries.
+def second_stage(lengths: dict[str, float | Array], gradients: Gradients, seed: int, *, double: bool) -> list[Probe]:
+    """What follows the first estimate, asked for at once: along the gradient, and tensor by tensor.
 
     Float32 losses have coarse bounds: there each tensor gets more directions, and one along its own gradient.
     """
     signs = along_signs(lengths, gradients, seed)
     probes = [signs] if signs is not None else []
-    names = list(parameters)
+    names = list(lengths)
     for i in range(1 if double else _SINGLE_DIRECTIONS):
         probes += tensors(lengths, names, seed + _STRIDE * i)
     if not double:
         own = [(name, along_signs(lengths, {name: gradients[name]}, seed)) for name in names]
         probes += [Probe(p.direction, name) for name, p in own if p is not None]
-    return probes + entries(parameters, lengths, names)
+    return probes
 
 
 def tensors(lengths: dict[str, float | Array], names: Sequence[str], seed: int) -> list[Probe]:

@@ -17,6 +17,7 @@ from tests.core.models import mlp, replaced, times
 
 REPORTS = {
     "right": gradaudit.audit(mlp()),
+    "entries": gradaudit.audit(mlp(), entries=True),
     "wrong": gradaudit.audit(
         mlp(times(2.0)), name="a model with a long name, so long that the headline must break in two"
     ),
@@ -75,7 +76,7 @@ def test_a_long_table_is_shortened_with_a_count():
 
 
 def test_lookup():
-    report = REPORTS["right"]
+    report = REPORTS["entries"]
     assert report["bias"].name == "bias"
     assert report["bias"].numeric.shape == (6,)
     assert report["first"].numeric is None
