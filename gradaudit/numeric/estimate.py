@@ -195,7 +195,7 @@ def _shaped(found: DerivativeEstimate, looked: View, eps: float) -> DerivativeEs
         return found
     if jump(looked.seen, eps):
         return replace(found, status="jump")
-    bend = kink(looked.seen, eps)
+    bend = kink(looked.seen, looked.close, eps)
     if bend is None:
         return found
     slope, bound = abs(bend.slope) / looked.scale, bend.bound / looked.scale

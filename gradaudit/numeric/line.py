@@ -75,6 +75,7 @@ class View:
     raw: Array
     near: Array
     cluster: tuple[float, float]
+    close: Levels
 
     @property
     def contradiction(self) -> float:
@@ -122,7 +123,8 @@ def view(line: Line, top: float, sampler: Sampler, known: Known | None = None) -
         sides = [choose(candidates(side(steps, values, base * scale, sigma, digits, s), eps), top) for s in (1, -1)]
         best = min((c for c in (best, *sides) if c is not None), key=lambda c: c.bound, default=None)
     near_line = cluster_slope(ts[near], corrected[near] * scale, sigma)
-    return View(scale, base, sigma, seen, best, lost, ts, raw, near, near_line)
+    close = levels(ts[near], corrected[near] * scale, base * scale, sigma, digits)
+    return View(scale, base, sigma, seen, best, lost, ts, raw, near, near_line, close)
 
 
 def _rounded_inside(ts: Array, raw: Array, base: float, eps: float) -> float:

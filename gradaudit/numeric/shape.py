@@ -54,10 +54,16 @@ class Plateau:
     rise: float
 
 
-def kink(seen: Levels, eps: float) -> Kink | None:
+def kink(seen: Levels, near: Levels, eps: float) -> Kink | None:
     """Look for |h| in the even part; None where nothing can be said.
 
-    The fit needs an intercept: the rounding of f(0) would look like a kink otherwise.
+    The fit needs an intercept: the rounding of f(0) would look like a kink otherwise. A kink at the base point goes on
+    to the shortest steps of all; many kinks nearby look the same from afar only.
+
+    Args:
+        seen: the ladder.
+        near: the noise cluster.
+        eps: machine epsilon of the loss.
     """
     best = choose(candidates(Series(seen.steps, seen.even, seen.spread, (1, 0, 2, 3, 4), least=2), eps), _TOP)
     if best is None:
@@ -69,8 +75,21 @@ def kink(seen: Levels, eps: float) -> Kink | None:
         len(steps) >= 3
         and steps[0] > _DECADES * steps[-1]
         and bool(np.all(np.abs(shortest - best.value) <= _SAME * abs(best.value)))
+        and _goes_on(best.value, near)
     )
     return Kink(best.value, best.bound, abs(best.value) > _SIGNIFICANT * best.bound and persists)
+
+
+def _goes_on(slope: float, near: Levels) -> bool:
+    """Whether the coefficient of |h| is the same in the noise cluster, as far as the noise lets it show."""
+    square = float(near.steps @ near.steps)
+    if square == 0:
+        return False
+    found, deviation = (
+        float(near.even @ near.steps) / square,
+        float(near.spread.max(initial=0.0)) / float(np.sqrt(square)),
+    )
+    return abs(found - slope) <= _SAME * abs(slope) + 6 * deviation and abs(found) > 6 * deviation
 
 
 def jump(seen: Levels, eps: float) -> bool:
