@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -15,13 +16,14 @@ from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
 from gradaudit.diagnose.explain import explain
 from gradaudit.errors import ModelContractError
 from gradaudit.measure.baseline import Baseline, baseline
+from gradaudit.measure.localise import Located
 from gradaudit.measure.measurement import Measurement, measure
 from gradaudit.measure.sources import choose
 from gradaudit.measure.state import SeedFixed, preserved
 from gradaudit.numeric.budget import Budget
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsEnvironment, SupportsFrozen, SupportsTruncation
-from gradaudit.report import AuditReport, Entries, ParameterResult
+from gradaudit.report import AuditReport, Entries, ParameterResult, WrongEntry
 
 __all__ = ["Progress", "audit", "audit_each"]
 
@@ -59,7 +61,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         loss=float(evidence.baseline.loss),
         dtype=str(evidence.baseline.loss.dtype),
         source=judged.source.name if judged is not None else "none taken",
-        parameters=_parameters(evidence.baseline, judged),
+        parameters=_parameters(evidence, judged),
         findings=findings,
         evaluations=budget.evaluations,
         gradients=budget.spent["gradient"],
@@ -124,10 +126,25 @@ def _environment(model: Model) -> dict[str, str]:
     return own | {"gradaudit": version("gradaudit"), "numpy": np.__version__, "python": python}
 
 
-def _parameters(base: Baseline, judged: Measurement | None) -> tuple[ParameterResult, ...]:
-    results = [_parameter(spec, base.gradients[spec.name], judged) for spec in base.specs]
+def _parameters(evidence: Evidence, judged: Measurement | None) -> tuple[ParameterResult, ...]:
+    base = evidence.baseline
+    results = [
+        _placed(_parameter(spec, base.gradients[spec.name], judged), base, evidence.places.get(spec.name))
+        for spec in base.specs
+    ]
     severity = list(Verdict)
     return tuple(sorted(results, key=lambda p: (-severity.index(p.verdict), -_sortable(p.relative_error))))
+
+
+def _placed(result: ParameterResult, base: Baseline, place: Located | None) -> ParameterResult:
+    gradient = base.gradients[result.name]
+    if place is None or gradient is None or place.kind == "not found":
+        return result
+    wrong = tuple(
+        WrongEntry(index=index, analytic=float(gradient[index]), numeric=float(gradient[index]) - error)
+        for index, error in zip(place.entries, place.errors, strict=True)
+    )
+    return replace(result, where=place.where, wrong=wrong)
 
 
 def _sortable(value: float) -> float:

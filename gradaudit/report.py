@@ -13,7 +13,16 @@ from gradaudit.compare import Verdict
 from gradaudit.options import AuditOptions
 from gradaudit.render import to_json, to_text
 
-__all__ = ["SCHEMA_VERSION", "AuditReport", "Entries", "Finding", "ParameterResult", "Port", "load_report"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "AuditReport",
+    "Entries",
+    "Finding",
+    "ParameterResult",
+    "Port",
+    "WrongEntry",
+    "load_report",
+]
 
 SCHEMA_VERSION = 1
 
@@ -55,6 +64,15 @@ class Entries:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WrongEntry:
+    """One entry that was found wrong."""
+
+    index: tuple[int, ...]
+    analytic: float
+    numeric: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterResult:
     """One parameter tensor.
 
@@ -65,7 +83,9 @@ class ParameterResult:
         ratio: the factor c that makes analytic = c * numeric fit best (least squares).
         resolution: an error above this, relative, would have been seen.
         missing: the framework gave no gradient (None).
-        entries: entry by entry where the tensor is small, otherwise None.
+        entries: entry by entry where the tensor is small and was read, otherwise None.
+        where: where in the tensor it is wrong, in words, if that was looked for.
+        wrong: wrong entries that were read one by one, the worst first.
     """
 
     name: str
@@ -79,6 +99,8 @@ class ParameterResult:
     resolution: float
     missing: bool = False
     entries: Entries | None = None
+    where: str = ""
+    wrong: tuple[WrongEntry, ...] = ()
 
     @property
     def analytic(self) -> Array | None:

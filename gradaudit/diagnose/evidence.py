@@ -11,8 +11,9 @@ import numpy as np
 from gradaudit.arrays import Gradients
 from gradaudit.compare import Comparison, Verdict
 from gradaudit.measure.baseline import Baseline, gradient_of
-from gradaudit.measure.measurement import Measurement, judge
-from gradaudit.numeric.budget import Budget
+from gradaudit.measure.localise import Located
+from gradaudit.measure.measurement import Measurement, judge, locate
+from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation
 from gradaudit.recurrent import Truncation, none
@@ -34,6 +35,7 @@ class Evidence:
         frozen: the gradient against the loss with its cuts frozen; None where nothing is cut.
         budget: experiments are charged to it.
         explained: tensors for which a cause has been found.
+        places: where wrong tensors are wrong, as far as a rule asked.
     """
 
     model: Model
@@ -44,6 +46,7 @@ class Evidence:
     frozen: Measurement | None
     budget: Budget
     explained: set[str] = field(default_factory=set)
+    places: dict[str, Located | None] = field(default_factory=dict)
 
     @property
     def truncation(self) -> Truncation | None:
@@ -70,6 +73,20 @@ class Evidence:
             return None
         return judge(self.total.lines, self.lifted_gradients, self.total.source, self.options, own=False)
 
+    def place(self, name: str) -> Located | None:
+        """The experiment: where a wrong tensor is wrong, by its entries if they were read, else by group tests."""
+        if name not in self.places and self.total is not None:
+            read = self.total.of(name, entries=True)
+            try:
+                self.places[name] = _by_entries(read) if read else self._located(name)
+            except Stop:
+                self.places[name] = None
+        return self.places.get(name)
+
+    def _located(self, name: str) -> Located | None:
+        assert self.total is not None  # see place
+        return locate(self.total, self.baseline.gradients, name, self.options, self.budget)
+
     def wrong(self) -> list[str]:
         """The tensors that disagree with the loss and have no cause yet."""
         if self.total is None:
@@ -82,6 +99,21 @@ class Evidence:
         if self.total is None:
             return []
         return [c for name in names for entries in (False, True) for c in self.total.of(name, entries=entries)]
+
+
+def _by_entries(read: list[Comparison]) -> Located:
+    latest = {c.direction.entry: c for c in read}
+    wrong = [c for c in latest.values() if c.verdict is Verdict.DISAGREE and c.direction.entry is not None]
+    wrong.sort(key=lambda c: -abs(c.analytic - c.numeric) / c.direction.length)
+    most = 2 * len(wrong) > len(latest)
+    return Located(
+        kind="whole tensor" if most else "entries" if wrong else "not found",
+        where=f"{len(wrong)} of {len(latest)} entries" if most else ", ".join(str(c.direction.entry) for c in wrong),
+        entries=tuple(c.direction.entry for c in wrong if c.direction.entry is not None),
+        errors=tuple((c.analytic - c.numeric) / c.direction.length for c in wrong),
+        directions=0,
+        complete=True,
+    )
 
 
 def least_squares_ratio(comparisons: list[Comparison]) -> float:

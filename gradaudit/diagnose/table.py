@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
-from gradaudit.diagnose import cut, factor, point, precision, repeat, time
+from gradaudit.diagnose import arrangement, cut, factor, point, precision, repeat, time
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.errors import OptionError
 from gradaudit.report import Finding
@@ -44,6 +44,8 @@ RULES: tuple[Rule, ...] = (
     Rule("GA603", "the loss stands still, its gradient does not", point.straight_through),
     Rule("GA303", "opposite sign", factor.sign),
     Rule("GA301", "constant factor", factor.constant_ratio),
+    Rule("GA405", "wrong entries", arrangement.wrong_entries),
+    Rule("GA406", "wrong block", arrangement.wrong_block),
     Rule("GA901", "unexplained", precision.unexplained),
     Rule("GA702", "low precision inside the loss", precision.low_precision_inside, explains=False),
     Rule("GA701", "not resolved at this precision", precision.unresolved, explains=False),

@@ -1,12 +1,8 @@
-"""Where a large tensor is wrong: entries, rows, columns, a block of them, or all of it, in few directions.
+"""Where a large tensor is wrong: entries, rows, columns, a block of them or all of it, in few directions.
 
-Two ideas. *Digits*: if one entry is wrong in a group, the gap (analytic minus numeric) along v and along v times a
-ramp over the positions have its position as their ratio, so a group is halved blindly only when it holds several.
-*Group testing* (Dorfman 1943; adaptive halving: Hwang 1972; random halves as in Capetanakis 1979): the gap of a random
-half tells that of the other, because gaps of disjoint groups along the same v add up.
-
-Nothing is believed beyond the bounds. A gap counts only above twice its bound, a ratio only as the interval that the
-bounds leave, an entry only after it was displaced alone, and what is left over is asked again along a fresh direction.
+*Digits*: if one entry is wrong, the ratio of the gaps (analytic minus numeric) along v times a ramp and along v is its
+position. *Group testing* (Dorfman 1943, Hwang 1972): else a random half is measured; the other half is the difference.
+Nothing is believed beyond the bounds, no entry unless displaced alone, and what is left is asked along a fresh v.
 """
 
 from __future__ import annotations
@@ -21,38 +17,27 @@ import numpy as np
 
 from gradaudit.arrays import Array
 from gradaudit.direction import Direction, entry_direction
+from gradaudit.numeric.budget import Stop
 
 __all__ = ["Gap", "Located", "Oracle", "localise"]
 
-#: A gap counts as an error beyond so many bounds.
-_SURE = 2.0
-#: The gap of a group's other half is taken as the difference if the group's bound is below this share of its gap.
-_PRECISE = 0.02
-#: So many entries are read one by one.
-_FEW = 3
-#: Sampled entries of a region that looks wrong all over: first some, then more; of the latter one may be right.
-_SAMPLE, _MORE = 4, 8
-#: Samples are grouped until a wrong group would stand so far above the bound.
-_CLEAR = 8.0
-#: So many groups, nearly all of them wrong, are no list of single errors.
-_GROUPS, _NEARLY_ALL = 60, 0.95
-#: Of the groups just tried so many must be right before single errors are looked for in the others.
-_HOPEFUL = 0.15
-#: Scales held at once, in bytes; entries reported at most.
-_BATCH_BYTES = 2**26
-_MOST_ENTRIES = 1000
+#: A gap is an error beyond so many bounds. Where the bound is below this share of it, differences are exact enough.
+_SURE, _PRECISE = 2.0, 0.02
+#: So many entries are read one by one, so many named. Looks at what seems right. Bytes of scales held at once.
+_FEW, _NAMED, _LOOKS, _BATCH_BYTES = 3, 4, 3, 2**26
+#: Samples of a region that may be wrong all over: some, then all, of which so many may be right; they are groups so
+#: large that a wrong one should stand so many bounds above zero, up to the last size.
+_FIRST, _SAMPLE, _RIGHT, _CLEAR, _LARGEST = 4, 12, 2, 8.0, 64
+#: No list of entries (of rows, of columns), if of so many random halves less than this share is clean.
+_HALVES, _LINE_HALVES, _CLEAN = 60, 16, 0.05
 
 Kind: TypeAlias = Literal["entries", "rows", "columns", "block", "whole tensor", "not found"]
+_Region: TypeAlias = tuple[Array, Array]  # some rows crossed with some columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Analytic minus numeric derivative along one direction.
-
-    Attributes:
-        value: as measured.
-        bound: |true gap - value| is not larger.
-    """
+    """Analytic minus numeric derivative along one direction; the true one is within ``bound`` of ``value``."""
 
     value: float
     bound: float
@@ -63,330 +48,300 @@ class Gap:
         return abs(self.value) > _SURE * self.bound
 
     def without(self, part: Gap, times: float = 1.0) -> Gap:
-        """What is left of the sum when ``times`` one part is taken away."""
-        return Gap(value=self.value - times * part.value, bound=self.bound + abs(times) * part.bound)
+        """What is left of a sum without ``times`` one part of it."""
+        return Gap(value=float(self.value - times * part.value), bound=float(self.bound + abs(times) * part.bound))
 
 
-#: One request for the gaps along many directions.
+_NONE = Gap(value=0.0, bound=0.0)
+#: One request for the gaps along many directions; it should not keep them, for they may be large.
 Oracle: TypeAlias = Callable[[Sequence[Direction]], Sequence[Gap]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Located:
-    """Where a tensor is wrong.
-
-    Attributes:
-        kind: of place.
-        where: for people.
-        entries: wrong entries that were read one by one, the worst first; examples where ``kind`` is no "entries".
-        errors: analytic minus numeric at them.
-        directions: asked for.
-        complete: nothing else is wrong, as far as the bounds can see.
-    """
+    """Where a tensor is wrong; the entries are those that were read one by one, the worst first."""
 
     kind: Kind
-    where: str
+    where: str  # for people
     entries: tuple[tuple[int, ...], ...]
-    errors: tuple[float, ...]
-    directions: int
-    complete: bool
-
-
-class _Spent(Exception):  # noqa: N818  # not an error: what was found is reported
-    """No directions left."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Region:
-    """Some rows crossed with some columns."""
-
-    axes: tuple[Array, Array]
-
-    @property
-    def size(self) -> int:
-        return len(self.axes[0]) * len(self.axes[1])
-
-    def only(self, axis: int, positions: Array) -> _Region:
-        return _Region((positions, self.axes[1]) if axis == 0 else (self.axes[0], positions))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ramp:
-    """The gap along v * (position - centre) / width."""
-
-    gap: Gap
-    centre: float
-    width: float
-
-    def inside(self, total: Gap, positions: Array) -> Array:
-        """Those of the positions, in order, where a single error could sit that makes both gaps."""
-        ratio = self.gap.value / total.value
-        slack = _SURE * (self.gap.bound + abs(ratio) * total.bound) / (abs(total.value) - total.bound) + 1e-9
-        ends = self.centre + self.width * (ratio + np.array([-slack, slack]))
-        return positions[slice(*np.searchsorted(positions, ends + [-1e-3, 1e-3]))]
-
-    def without(self, other: _Ramp, total: Gap) -> _Ramp:
-        """The ramp of the rest, given that of a part whose plain gap is ``total``."""
-        left = self.gap.without(other.gap, other.width / self.width)
-        return _Ramp(left.without(total, (other.centre - self.centre) / self.width), self.centre, self.width)
+    errors: tuple[float, ...]  # analytic minus numeric at the entries
+    directions: int  # asked for
+    complete: bool  # nothing else is wrong, as far as the bounds can see
 
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Entries, rows or columns among which something is wrong."""
+    """Some rows (axis 0), columns (1) or flat positions (None), in order, and the gaps along v there."""
 
     members: Array
-    gap: Gap
-    ramp: _Ramp | None = None
-    measured: bool = True
-    other: tuple[_Ramp, _Group] | None = None
+    axis: int | None
+    gap: Gap = _NONE
+    derived: bool = False  # the gap is a difference
+    ramp: Gap | None = None  # the gap along v * (position - frame[0]) / frame[1]
+    frame: tuple[float, float] | None = None
+    other: _Group | None = None  # the other part of the group it was cut out of
+    aimed: bool = False  # by the ramp of that group
+    inherited: Gap | None = None  # that ramp, if exact enough for differences
+
+    def inside(self) -> Array:
+        """Where a single error that makes both gaps could sit; anywhere without a ramp."""
+        if self.ramp is None or self.frame is None:
+            return self.members
+        ratio = self.ramp.value / self.gap.value
+        slack = _SURE * (self.ramp.bound + abs(ratio) * self.gap.bound) / (abs(self.gap.value) - self.gap.bound)
+        ends = self.frame[0] + self.frame[1] * (ratio + np.array([-slack, slack])) + [-1e-3, 1e-3]
+        return self.members[slice(*np.searchsorted(self.members, ends))]
+
+    def cut(self, rng: np.random.Generator) -> list[_Group]:
+        """Two parts, or itself alone, still to be measured: where the ramp points and the rest, else random halves."""
+        n, part = len(self.members), self.inside()
+        aimed = 0 < len(part) <= n / 4
+        part = part if aimed else np.sort(rng.permutation(self.members)[: (n + 1) // 2])
+        part = part[: 1 if len(part) <= _FEW else None]
+        exact = aimed or self.gap.bound < _PRECISE * abs(self.gap.value)
+        inherited = self.ramp if exact else None
+        first = _Group(part, self.axis, frame=None if aimed else self.frame, aimed=aimed, inherited=inherited)
+        rest = np.setdiff1d(self.members, part, assume_unique=True)
+        first.other = _Group(rest, self.axis, self.gap, exact, None, self.frame, first, aimed, inherited)
+        return [first, first.other] if n > 1 else [first]
 
 
 @dataclass(slots=True, eq=False)
-class _Session:
-    """One tensor, seen as a matrix, and what is known of it."""
+class _Search:
+    """One tensor as a matrix: what was asked of it, and what is known."""
 
     oracle: Oracle
     name: str
     shape: tuple[int, ...]
     scale: Array
+    matrix: tuple[int, int]
     seed: int
     most: int
-    columns: int
+    live: Array  # not yet found wrong
+    unit: Array  # v for scales of one
     asked: int = 0
     complete: bool = False
-    blind: bool = False
     read: dict[int, Gap] = field(default_factory=dict)
-    regions: list[tuple[_Region, int, int]] = field(default_factory=list)
-    live: Array = field(init=False)
-    unit: Array = field(init=False)
-    rng: np.random.Generator = field(init=False)
+    found: list[tuple[_Region, str]] = field(default_factory=list)
+    note: str = ""
 
     def run(self) -> None:
-        self.live = np.ones(self.scale.size, bool)
-        self.rng = np.random.default_rng([self.seed, 8])
-        whole = _Region((np.arange(self.scale.size // self.columns), np.arange(self.columns)))
-        known = -1
-        while len(self.read) + len(self.regions) > known and not self.complete:
-            known = len(self.read) + len(self.regions)
+        """Search, and search what is left, until a fresh direction sees nothing there; `Stop` when all is spent."""
+        whole = np.arange(self.matrix[0]), np.arange(self.matrix[1])
+        looks, left = 0, self.live.size
+        while looks < _LOOKS and left and not (self.complete and left < self.live.size):
             unit = Direction(label=self.name, scales={self.name: 1.0}, seed=self.seed).block(self.name, self.shape)
-            assert unit is not None
-            self.unit = unit.ravel()
-            (gap,) = self.measure([self.entries(whole)]) if self.live.any() else [Gap(value=0.0, bound=0.0)]
-            self.complete = not gap.wrong and not self.blind
+            self.unit = np.asarray(unit).ravel()
+            (gap,) = self.measure([self.entries(whole)])
+            self.complete = abs(gap.value) <= gap.bound < math.inf
             if gap.wrong:
                 self.explore(whole, gap)
-            for region, _, _ in self.regions:
-                self.live[self.entries(region)] = False
-            self.live[[k for k, gap in self.read.items() if gap.wrong]] = False
-            self.seed += 1
+                self.live[[k for k, error in self.read.items() if error.wrong]] = False
+                for region, _ in self.found:
+                    self.live[self.entries(region)] = False
+            now = int(np.count_nonzero(self.live))
+            looks, left, self.seed = (0 if now < left else looks + 1), now, self.seed + 1
+        self.complete |= not left
 
-    def entries(self, region: _Region) -> Array:
-        rows, columns = region.axes
-        flat = (rows[:, None] * self.columns + columns).ravel()
+    def entries(self, region: _Region, group: _Group | None = None) -> Array:
+        """Flat positions of a region, or of a group in it."""
+        if group is not None and group.axis is None:
+            return group.members
+        rows, columns = region if group is None else _slab(region, group.axis, group.members)
+        flat: Array = (rows[:, None] * self.matrix[1] + columns).ravel()
         return flat[self.live[flat]]
 
-    def ask(self, probes: Sequence[tuple[Array, Array | float]]) -> list[Gap]:
-        """Gaps along v restricted to some entries, times weights."""
+    def ask(self, probes: Sequence[tuple[Array, Array | None]]) -> list[Gap]:
+        """Gaps along v restricted to some entries, times weights if any; few scales are held at a time."""
         if self.asked + len(probes) > self.most:
-            raise _Spent
+            raise Stop
         self.asked += len(probes)
-        size = max(1, _BATCH_BYTES // (8 * self.scale.size))
-        gaps: list[Gap] = []
-        for i in range(0, len(probes), size):
-            gaps += self.oracle([self.direction(*probe) for probe in probes[i : i + size]])
-        self.blind |= not all(math.isfinite(gap.bound) for gap in gaps)
-        return gaps
+        n = max(1, _BATCH_BYTES // (8 * self.scale.size))
+        chunks = (probes[i : i + n] for i in range(0, len(probes), n))
+        return [gap for chunk in chunks for gap in self.oracle([self.direction(*probe) for probe in chunk])]
 
-    def direction(self, entries: Array, weights: Array | float) -> Direction:
-        if len(entries) == 1:
-            index = np.unravel_index(int(entries[0]), self.shape)
-            return entry_direction(self.name, tuple(map(int, index)), float(self.scale[entries[0]]))
+    def direction(self, entries: Array, weights: Array | None) -> Direction:
+        if len(entries) == 1 and weights is None:
+            index = tuple(map(int, np.unravel_index(entries[0], self.shape)))
+            return entry_direction(self.name, index, float(self.scale[entries[0]]))
         scale = np.zeros(self.scale.size)
-        scale[entries] = self.scale[entries] * weights
+        scale[entries] = self.scale[entries] * (1.0 if weights is None else weights)
         return Direction(label=f"part of {self.name}", scales={self.name: scale.reshape(self.shape)}, seed=self.seed)
 
     def measure(self, groups: Sequence[Array]) -> list[Gap]:
-        """Gaps along v restricted to each group; a group of one entry is read by itself."""
-        single = [int(g[0]) if len(g) == 1 else None for g in groups]
-        new = [i for i, k in enumerate(single) if k is None or k not in self.read]
-        found = dict(zip(new, self.ask([(groups[i], 1.0) for i in new]), strict=True))
-        gaps = []
-        for i, k in enumerate(single):
-            if k is None:
-                gaps.append(found[i])
-                continue
-            if k not in self.read:
-                length = self.scale[k]
-                self.read[k] = Gap(value=found[i].value / length, bound=found[i].bound / abs(length))
-            length = float(self.scale[k] * self.unit[k])
-            gaps.append(Gap(value=self.read[k].value * length, bound=self.read[k].bound * abs(length)))
-        return gaps
+        """Gaps along v restricted to each group; a group of one entry is read by itself, once."""
+        keys = [int(g[0]) if len(g) == 1 else -1 - i for i, g in enumerate(groups)]
+        new = {key: g for key, g in zip(keys, groups, strict=True) if len(g) and key not in self.read}
+        found = dict(zip(new, self.ask([(g, None) for g in new.values()]), strict=True))
+        self.read |= {k: _NONE.without(gap, -1 / self.scale[k]) for k, gap in found.items() if k >= 0}
+        return [
+            found.get(k, _NONE) if k < 0 else _NONE.without(self.read[k], -self.scale[k] * self.unit[k]) for k in keys
+        ]
 
-    def ramps(self, wanted: Sequence[tuple[Array, int | None]]) -> list[_Ramp]:
-        """Ramps over the rows (0), columns (1) or flat positions (None) of some entries."""
-        probes, frames = [], []
-        for entries, axis in wanted:
-            positions = entries if axis is None else np.divmod(entries, self.columns)[axis]
-            low, high = float(positions.min()), float(positions.max())
-            frames.append(((low + high) / 2, (high - low) / 2))
-            probes.append((entries, (positions - frames[-1][0]) / frames[-1][1]))
-        return [_Ramp(gap, *frame) for gap, frame in zip(self.ask(probes), frames, strict=True)]
+    def ramps(self, region: _Region, groups: Sequence[_Group]) -> None:
+        """Measure ramps."""
+        probes: list[tuple[Array, Array | None]] = []
+        for g in groups:
+            low, high = float(g.members[0]), float(g.members[-1])
+            g.frame = g.frame or ((low + high) / 2, (high - low) / 2)
+            entries = self.entries(region, g)
+            position = entries if g.axis is None else np.divmod(entries, self.matrix[1])[g.axis]
+            probes.append((entries, (position - g.frame[0]) / g.frame[1]))
+        for g, gap in zip(groups, self.ask(probes), strict=True):
+            g.ramp = gap
 
     def explore(self, region: _Region, gap: Gap) -> None:
         """Find what is wrong in a region that is."""
         region, gap = self.narrow(region, gap)
-        if region.size <= _FEW:
-            self.measure([np.array([k]) for k in self.entries(region)])
+        entries, share = self.entries(region), 0.0
+        if len(entries) <= _SAMPLE:
+            wrong = [error.wrong for error in self.measure(list(entries[:, None]))]
+            self.found += [(region, "")] if all(wrong) and len(wrong) > 1 else []
             return
-        line = min(map(len, region.axes)) == 1
+        line, start = min(map(len, region)) == 1, region
         for parts in (1, 4, 3) if line else (4, 3):
-            smaller = self.shrink(region, parts)
-            if smaller.size < region.size:
-                region = smaller
-                (gap,) = self.measure([self.entries(region)])
+            region = self.shrink(start, region, parts)
+            if parts == 4 and any(len(a) / 3 < len(b) < len(a) for a, b in zip(start, region, strict=True)):
+                continue  # two quarters may be a third
+            if len(smaller := self.entries(region)) < len(entries):
+                entries, (gap,) = smaller, self.measure([smaller])
             share = self.dense(region, gap)
-            if share == 1.0:
-                return
-            if share == 0.0:
+            if share in (0, 1):
                 break
-        self.search(region, None if line else self.thin(region), gap)
+        if share < 1 and not any(self.search(region, axis, gap) for axis in ((None,) if line else (None, 0, 1))):
+            self.found.append((region, f", spread{self.note}"))
 
     def narrow(self, region: _Region, gap: Gap) -> tuple[_Region, Gap]:
         """While one entry, row or column could account for the gap, go there and see."""
-        while region.size > _FEW:
-            axes = [axis for axis in (0, 1) if len(region.axes[axis]) > 1]
-            ramps = self.ramps([(self.entries(region), axis) for axis in axes])
-            slabs = [region.only(axis, r.inside(gap, region.axes[axis])) for axis, r in zip(axes, ramps, strict=True)]
-            slabs = [s for s in slabs if 0 < s.size <= region.size / 2]
-            both = _Region((slabs[0].axes[0], slabs[1].axes[1])) if len(slabs) > 1 else None
-            for trials in ([both] if both else [], slabs):
-                gaps = self.measure([self.entries(trial) for trial in trials])
-                same = [i for i, g in enumerate(gaps) if not gap.without(g).wrong]
-                if same:
+        while (size := len(region[0]) * len(region[1])) > _FEW:
+            axes = [_Group(region[axis], axis, gap) for axis in (0, 1) if len(region[axis]) > 1]
+            self.ramps(region, axes)
+            slabs = [_slab(region, g.axis, g.inside()) for g in axes]
+            for trial in ((slabs[0][0], slabs[-1][1]), *slabs):
+                few = 0 < len(trial[0]) * len(trial[1]) <= size / 2
+                (seen,) = self.measure([self.entries(trial)]) if few else [_NONE]
+                if seen.wrong and not gap.without(seen).wrong:
+                    region, gap = trial, seen
                     break
             else:
-                return region, gap
-            region, gap = trials[same[0]], gaps[same[0]]
+                break
         return region, gap
 
-    def shrink(self, region: _Region, parts: int) -> _Region:
-        """Only those equal parts of rows and of columns that are wrong."""
-        axes = [axis for axis in (0, 1) if len(region.axes[axis]) >= parts > 1]
-        pieces = [(axis, piece) for axis in axes for piece in np.array_split(region.axes[axis], parts)]
-        gaps = self.measure([self.entries(region.only(axis, piece)) for axis, piece in pieces])
+    def shrink(self, start: _Region, region: _Region, parts: int) -> _Region:
+        """Less of a region: only where those of so many equal parts of the rows, and of the columns, are wrong."""
+        axes = [axis for axis in (0, 1) if len(start[axis]) >= parts > 1]
+        pieces = [_Group(piece, axis) for axis in axes for piece in np.array_split(start[axis], parts)]
+        gaps = self.measure([self.entries(start, piece) for piece in pieces])
         for axis in axes:
-            wrong = [p for (a, p), gap in zip(pieces, gaps, strict=True) if a == axis and gap.wrong]
-            region = region.only(axis, np.concatenate(wrong)) if wrong else region
+            wrong = [p.members for p, gap in zip(pieces, gaps, strict=True) if p.axis == axis and gap.wrong]
+            kept = np.intersect1d(region[axis], np.concatenate(wrong or [start[axis]]))
+            region = _slab(region, axis, kept if len(kept) else region[axis])
         return region
 
     def dense(self, region: _Region, gap: Gap) -> float:
-        """The share of wrong ones among sampled entries; where they all are, the region is noted."""
-        entries = self.entries(region)
+        """The share of wrong ones among samples; a region where they all are is found."""
+        entries = np.random.default_rng([self.seed, 8]).permutation(self.entries(region))
         size = max(1, math.ceil(len(entries) * (_CLEAR * gap.bound / gap.value) ** 2))
-        if size * (_SAMPLE + _MORE) > len(entries):
+        if size > min(_LARGEST, len(entries) // _SAMPLE):
             return 0.5
-        sample = self.rng.permutation(entries)[: size * (_SAMPLE + _MORE)].reshape(-1, size)
-        wrong = sum(g.wrong for g in self.measure(list(np.sort(sample[:_SAMPLE]))))
-        if wrong == _SAMPLE:
-            wrong += sum(g.wrong for g in self.measure(list(np.sort(sample[_SAMPLE:]))))
-            if wrong >= _SAMPLE + _MORE - 1:
-                self.regions.append((region, wrong, _SAMPLE + _MORE))
-                return 1.0
-            return wrong / (_SAMPLE + _MORE)
-        return wrong / _SAMPLE
+        groups = [np.sort(entries[i * size : (i + 1) * size]) for i in range(_SAMPLE)]
+        wrong = [g.wrong for g in self.measure(groups[:_FIRST])]
+        if sum(wrong) >= _FIRST - 1:
+            wrong += [g.wrong for g in self.measure(groups[_FIRST:])]
+        self.note = f" ({sum(wrong)} of {len(wrong)} samples{f' of {size} entries' if size > 1 else ''} are wrong)"
+        if sum(wrong) < _SAMPLE - _RIGHT:
+            return min(0.9, sum(wrong) / len(wrong))
+        self.found.append((region, self.note))
+        return 1.0
 
-    def thin(self, region: _Region) -> int | None:
-        """The axis along which little is wrong, if it is one: a few rows or a few columns."""
-        picked = []
-        for line in region.axes:
-            picked += [np.sort(self.rng.permutation(line)[: max(1, len(line) // 16)]) for _ in range(3)]
-        gaps = self.measure([self.entries(region.only(i // 3, p)) for i, p in enumerate(picked)])
-        thin = [any(not g.wrong for g in gaps[i:i+3]) for i in (0, 3)]
-        return thin.index(True) if thin[0] != thin[1] else None
-
-    def members(self, region: _Region, axis: int | None, members: Array) -> Array:
-        return members if axis is None else self.entries(region.only(axis, members))
-
-    def search(self, region: _Region, axis: int | None, gap: Gap) -> None:
-        """Single entries, rows or columns: halve what is wrong, at random or by its digits, all groups in step."""
-        groups = [_Group(self.entries(region) if axis is None else region.axes[axis], gap)]
-        right = 0.0
+    def search(self, region: _Region, axis: int | None, gap: Gap) -> bool:
+        """Single entries, rows or columns: cut what is wrong, by its digits or at random, all groups in step."""
+        rng = np.random.default_rng([self.seed, 9])
+        groups = [_Group(self.entries(region) if axis is None else region[axis], axis, gap)]
+        lines: list[_Group] = []
         while groups:
-            self.rank(groups, region, axis)
-            children = self.halve(groups, region, axis)
-            right = sum(not c.gap.wrong for c in children) / len(children)
-            if len(children) >= _GROUPS and right < 1 - _NEARLY_ALL:
-                self.regions.append((region, 0, 0))
-                return
-            wrong = [c for c in children if c.gap.wrong]
-            groups = [c for c in wrong if len(c.members) > 1 or not c.measured]
-            if axis is not None:
-                for c in wrong:
-                    if c not in groups:
-                        self.explore(region.only(axis, c.members), c.gap)
+            halves = [half for g in groups for half in g.cut(rng)]
+            gaps = iter(self.measure([self.entries(region, h) for h in halves if not h.derived]))
+            for h in halves:
+                h.gap = h.gap.without(h.other.gap) if h.derived and h.other else next(gaps)
+            random = [h.gap.wrong for h in halves if not h.aimed]
+            if len(random) >= (_HALVES if axis is None else _LINE_HALVES) and np.mean(random) > 1 - _CLEAN:
+                return False
+            self.rank(region, halves)
+            groups = [h for h in halves if h.gap.wrong and (h.derived or len(h.members) > 1)]
+            lines += [h for h in halves if h.gap.wrong and not h.derived and len(h.members) == 1]
+        if axis is not None and lines:
+            together = _slab(region, axis, np.sort(np.concatenate([line.members for line in lines])))
+            if self.dense(together, gap) < 1:
+                for line in lines:
+                    self.explore(_slab(region, axis, line.members), line.gap)
+        return True
 
-    def rank(self, groups: Sequence[_Group], region: _Region, axis: int | None) -> None:
-        """Measure the ramps that are missing; that of a group's other half is a difference."""
-        new = [g for g in groups if g.ramp is None and len(g.members) > _FEW and g.other is None]
-        ramps = self.ramps([(self.members(region, axis, g.members), axis) for g in new])
-        for group, ramp in zip(new, ramps, strict=True):
-            group.ramp = ramp
-        late = [g for g in groups if g.ramp is None and len(g.members) > _FEW and g.other is not None]
-        for g in late:
-            whole, half = g.other
-            if half.ramp is not None:
-                g.ramp = whole.without(half.ramp, half.gap)
-        late = [g for g in late if g.ramp is None]
-        ramps = self.ramps([(self.members(region, axis, g.members), axis) for g in late])
-        for group, ramp in zip(late, ramps, strict=True):
-            group.ramp = ramp
+    def rank(self, region: _Region, halves: Sequence[_Group]) -> None:
+        """Ramps for groups that may hold a single error: inherited, measured, or the difference of those two."""
+        new: list[_Group] = []
+        late: list[tuple[_Group, Gap, _Group]] = []
+        some = not all(h.gap.wrong or h.aimed for h in halves)
+        for h in halves:
+            if not h.gap.wrong or len(h.members) <= _FEW or h.other is None:
+                continue
+            alone, precise = not h.other.gap.wrong, some and h.gap.bound < _PRECISE * abs(h.gap.value)
+            if alone and (not h.aimed or (h.derived and len(h.other.members) == 1)):
+                h.ramp = h.inherited
+            if h.ramp is None and h.derived and h.inherited and h.other in new:
+                late.append((h, h.inherited, h.other))
+            elif h.ramp is None and not (h.aimed and h.derived) and (alone or (precise and not h.aimed)):
+                new.append(h)
+        self.ramps(region, new)
+        for h, inherited, other in late:
+            h.ramp = inherited.without(other.ramp or _NONE)
 
-    def halve(self, groups: Sequence[_Group], region: _Region, axis: int | None) -> list[_Group]:
-        cuts, wanted = [], []
-        for g in groups:
-            inside = g.ramp.inside(g.gap, g.members) if g.ramp else g.members
-            n = len(g.members)
-            few = 0 < len(inside) <= n / 4
-            if few:
-                part = inside[: 1 if len(inside) <= _FEW else None]
-            else:
-                part = np.sort(self.rng.permutation(g.members)[: (n + 1) // 2])
-            rest = np.setdiff1d(g.members, part, assume_unique=True)
-            derived = few or g.gap.bound < _PRECISE * abs(g.gap.value)
-            cuts.append((g, part, rest, derived))
-            wanted += [part] if derived or not len(rest) else [part, rest]
-        gaps = iter(self.measure([self.members(region, axis, m) for m in wanted]))
-        children = []
-        for g, part, rest, derived in cuts:
-            first = _Group(part, next(gaps))
-            children.append(first)
-            if not len(rest):
-                continue
-            second = _Group(rest, g.gap.without(first.gap) if derived else next(gaps), measured=not derived)
-            children.append(second)
-            if g.ramp is None or not derived:
-                continue
-            if not first.gap.wrong:
-                second.ramp = g.ramp
-            elif not second.gap.wrong:
-                first.ramp = g.ramp
-            elif len(part) == 1:
-                p = part[0]
-                at = _Ramp(Gap(value=0.0, bound=0.0), float(p), 1.0)
-                second.ramp = g.ramp.without(at, first.gap)
-            else:
-                second.other = (g.ramp, first)
-        return children
+    def located(self) -> Located:
+        """What was found, for people."""
+        wrong = sorted((k for k, error in self.read.items() if error.wrong), key=lambda k: -abs(self.read[k].value))
+        entries = tuple(tuple(map(int, np.unravel_index(k, self.shape))) for k in wrong)
+        at = np.divmod(np.array(wrong, int), self.matrix[1])
+        places = [(*_place(region, self.matrix), note) for region, note in self.found]
+        texts = [text + note for _, text, note in places]
+        outside = ~sum((np.isin(at[0], r) & np.isin(at[1], c) for (r, c), _ in self.found), np.zeros(len(wrong), bool))
+        if names := [str(entry) for entry, alone in zip(entries, outside, strict=True) if alone]:
+            named = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
+            texts.append(f"entr{'ies' if len(names) > 1 else 'y'} {named}")
+        kind: Kind = places[0][0] if places else "entries" if wrong else "not found"
+        where, errors, n = "; ".join(texts) or "nowhere", tuple(self.read[k].value for k in wrong), self.asked
+        return Located(kind=kind, where=where, entries=entries, errors=errors, directions=n, complete=self.complete)
+
+
+def _place(region: _Region, matrix: tuple[int, int]) -> tuple[Kind, str]:
+    texts = []
+    nouns = ("row", "rows") if matrix[1] > 1 else ("entry", "entries"), ("column", "columns")
+    for noun, positions, n in zip(nouns, region, matrix, strict=True):
+        size, start = len(positions), int(positions[0])
+        runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+        text = ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+        if len(runs) == 1 and size > 1 and n // size <= 4 and n % size == start % size == 0:
+            text += f" ({start // size + 1} of {n // size} equal parts)"
+        texts += [f"{noun[size > 1]} {text}"] if size < n else []
+    kinds: dict[str, Kind] = {"": "whole tensor", "r": "rows", "c": "columns"}
+    kind = kinds.get("".join(text[0] for text in texts), "block")
+    return kind, ", ".join(texts) or kind
+
+
+def _slab(region: _Region, axis: int | None, positions: Array) -> _Region:
+    return (region[0], positions) if axis else (positions, region[1])
 
 
 def localise(
     oracle: Oracle, name: str, shape: tuple[int, ...], scale: float | Array, *, seed: int, most: int
 ) -> Located:
+    """Find out where a tensor is wrong, in at most ``most`` directions of lengths ``scale``, see `Direction`.
+
+    A vector is seen as a column, a tensor of more than two dimensions as a matrix (shape[0], the rest).
+    """
     size = int(np.prod(shape, dtype=np.int64))
-    scale_ = np.broadcast_to(np.asarray(scale, np.float64).reshape(-1), (size,))
-    columns = size // shape[0] if len(shape) > 1 else 1
-    session = _Session(oracle=oracle, name=name, shape=shape, scale=scale_, seed=seed, most=most, columns=columns)
-    with suppress(_Spent):
-        session.run()
-    return session
+    lengths = np.broadcast_to(np.asarray(scale, np.float64).reshape(-1), (size,))
+    matrix = (shape[0], size // shape[0]) if len(shape) > 1 else (size, 1)
+    search = _Search(oracle, name, shape, lengths, matrix, seed, most, np.ones(size, bool), lengths)
+    with suppress(Stop):
+        search.run()
+    return search.located()

@@ -9,7 +9,9 @@ import numpy as np
 
 from gradaudit.arrays import Array, Gradients, eps
 from gradaudit.compare import Comparison, Precision, Verdict, caution, compare, detectable, worst
+from gradaudit.direction import Direction
 from gradaudit.measure import plan
+from gradaudit.measure.localise import Gap, Located, localise
 from gradaudit.measure.plan import Probe
 from gradaudit.measure.sources import Source
 from gradaudit.numeric.budget import Budget, Stop
@@ -19,10 +21,12 @@ from gradaudit.numeric.sampler import Sampler
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsComplexStep
 
-__all__ = ["Line", "Measurement", "judge", "measure"]
+__all__ = ["Line", "Measurement", "judge", "locate", "measure"]
 
 #: The relative error that matters, unless the user says otherwise: bare float32 losses rarely resolve 1e-3.
 _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
+#: Where the wrong entries are is worth this many directions, eight evaluations each.
+_MOST_DIRECTIONS = 200
 #: More directions of one tensor than this do not help: then the bounds are too coarse.
 _MOST_MORE = 16
 
@@ -93,14 +97,7 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     parameters = {name: p for name, p in source.model.parameters().items() if name in gradients}
     usable = {n: g if g is None or np.isfinite(g).all() else None for n, g in gradients.items()}
     every = usable | {n: None for n in source.model.parameters() if n not in gradients}
-    sampler = Sampler(
-        source.model,
-        budget,
-        gradients=every,
-        batch_bytes=options.batch_bytes,
-        dtype=source.dtype,
-        digits=source.digits,
-    )
+    sampler = _sampler(source, every, options, budget)
     lengths = plan.scales(parameters)
     lines: list[Line] = []
     complete = True
@@ -118,6 +115,45 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     except Stop:
         complete = False
     return replace(judge(lines, gradients, source, options), complete=complete)
+
+
+def locate(
+    measured: Measurement, gradients: Gradients, name: str, options: AuditOptions, budget: Budget
+) -> Located | None:
+    """Where a large tensor is wrong, with follow-ups along directions of this tensor alone; None without a good step.
+
+    Raises:
+        Stop: the budget is spent.
+    """
+    known = _known(measured.lines[0].estimate) if measured.lines else None
+    gradient = gradients[name]
+    if known is None or gradient is None or not np.isfinite(gradient).all():
+        return None
+    source = measured.source
+    sampler = _sampler(source, dict.fromkeys(source.model.parameters()), options, budget)
+    precision = _precision(len(measured.lines), gradients, source, options, own=True)
+    whole = max((line.probe.direction.norm(gradients) for line in measured.lines[:1]), default=0.0)
+
+    def gaps(directions: Sequence[Direction]) -> list[Gap]:
+        found = follow_up(sampler, directions, known, "localising")
+        return [
+            Gap(value=d.dot(gradients) - e.value, bound=e.bound + precision.rounding(d, gradients, whole))
+            for d, e in zip(directions, found, strict=True)
+        ]
+
+    scale = plan.scales({name: sampler.parameters[name]})[name]
+    return localise(gaps, name, gradient.shape, scale, seed=options.seed, most=_MOST_DIRECTIONS)
+
+
+def _sampler(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Sampler:
+    return Sampler(
+        source.model,
+        budget,
+        gradients=gradients,
+        batch_bytes=options.batch_bytes,
+        dtype=source.dtype,
+        digits=source.digits,
+    )
 
 
 def judge(

@@ -109,7 +109,30 @@ def step():
     return of(lambda p: np.sin(p["x"]).sum() + (p["x"][0] > 0.3), lambda p: {"x": np.cos(p["x"])}, x=[0.3, 0.7])
 
 
+def large(change):
+    """A 30 x 20 tensor whose gradient is changed in place."""
+    rng = np.random.default_rng(5)
+    c, x = rng.standard_normal((30, 20)), rng.standard_normal((30, 20))
+
+    def gradient(p):
+        g = c * np.cos(p["x"])
+        change(g)
+        return {"x": g}
+
+    return of(lambda p: (c * np.sin(p["x"])).sum(), gradient, x=x)
+
+
+def one_entry(g):
+    g[3, 17] *= 1.01
+
+
+def one_row(g):
+    g[4] = g[4][::-1].copy()
+
+
 FIRES = {
+    "GA405": large(one_entry),
+    "GA406": large(one_row),
     "GA601": relu(0.0),
     "GA602": step(),
     "GA603": rounded(1.0),
@@ -146,6 +169,7 @@ def relu_net():
 
 
 SILENT = {
+    "a large tensor": large(lambda g: None),
     "no truncation": recurrent(none()),
     "truncation without effect": recurrent(tail(30)),
     "truncation of a net that forgets": recurrent(tail(3), {**WEIGHTS, "R": np.zeros((3, 3))}).with_truncation(none()),
@@ -297,3 +321,37 @@ def test_random_numbers_that_can_be_held_are_held(factor, verdict):
     assert report.findings[0].code == "GA801"
     assert "the gradient was judged so" in report.findings[0].evidence
     assert [f.code for f in report.findings[1:]] == ([] if factor == 1 else ["GA301"])
+
+
+def test_the_wrong_entry_of_a_large_tensor_is_read():
+    report = gradaudit.audit(large(one_entry))
+    (entry,) = report["x"].wrong
+    assert entry.index == (3, 17)
+    assert entry.analytic == pytest.approx(1.01 * entry.numeric, rel=1e-6)
+    assert "x, 1 of 600 entries: (3, 17) analytic" in report.findings[0].sentence
+    assert "the others are right" in report.findings[0].sentence
+    assert "(3, 17)" in report["x"].where
+
+
+def test_the_wrong_entry_of_a_small_tensor_is_named():
+    def fault(gradients):
+        wrong = gradients["second"].copy()
+        wrong[2, 1] *= 1.01
+        return gradients | {"second": wrong}
+
+    report = gradaudit.audit(mlp(fault))
+    assert report.findings[0].code == "GA405"
+    assert [entry.index for entry in report["second"].wrong] == [(2, 1)]
+
+
+def test_a_wrong_row_is_named():
+    finding = gradaudit.audit(large(one_row)).findings[0]
+    assert "row 4" in finding.sentence
+    assert "the rest is right" in finding.sentence
+
+
+def test_without_budget_nothing_is_located():
+    report = gradaudit.audit(large(one_row), max_evaluations=70)
+    assert report.verdict is Verdict.DISAGREE
+    assert report.findings[0].code == "GA901"
+    assert report["x"].where == ""
