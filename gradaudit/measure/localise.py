@@ -1,8 +1,7 @@
 """Where a large tensor is wrong: entries, rows, columns, a block of them or all of it, in few directions.
 
-*Digits*: if one entry is wrong, the ratio of the gaps (analytic minus numeric) along v times a ramp and along v is its
-position. *Group testing* (Dorfman 1943, Hwang 1972): else a random half is measured; the other half is the difference.
-Nothing is believed beyond the bounds, no entry unless displaced alone, and what is left is asked along a fresh v.
+*Digits*: the gap (analytic minus numeric) along v times a ramp, over that along v, is the position of a single error.
+*Group testing* (Dorfman 1943, Hwang 1972): of several, a random half is measured; the other half is the difference.
 """
 
 from __future__ import annotations
@@ -182,8 +181,7 @@ class _Search:
         """Measure ramps."""
         probes: list[tuple[Array, Array | None]] = []
         for g in groups:
-            low, high = float(g.members[0]), float(g.members[-1])
-            g.frame = g.frame or ((low + high) / 2, (high - low) / 2)
+            g.frame = g.frame or (float(g.members[[0, -1]].mean()), float(np.ptp(g.members)) / 2)
             entries = self.entries(region, g)
             position = entries if g.axis is None else np.divmod(entries, self.matrix[1])[g.axis]
             probes.append((entries, (position - g.frame[0]) / g.frame[1]))
@@ -195,8 +193,7 @@ class _Search:
         region, gap = self.narrow(region, gap)
         entries, share = self.entries(region), 0.0
         if len(entries) <= _SAMPLE:
-            wrong = [error.wrong for error in self.measure(list(entries[:, None]))]
-            self.found += [(region, "")] if all(wrong) and len(wrong) > 1 else []
+            self.measure(list(entries[:, None]))
             return
         line, start = min(map(len, region)) == 1, region
         for parts in (1, 4, 3) if line else (4, 3):
@@ -301,6 +298,10 @@ class _Search:
         wrong = sorted((k for k, error in self.read.items() if error.wrong), key=lambda k: -abs(self.read[k].value))
         entries = tuple(tuple(map(int, np.unravel_index(k, self.shape))) for k in wrong)
         at = np.divmod(np.array(wrong, int), self.matrix[1])
+        rows, columns = map(np.unique, at)
+        filled = self.complete and not self.found and 1 < len(wrong) == len(rows) * len(columns)
+        if filled and (min(len(rows), len(columns)) > 1 or _place((rows, columns), self.matrix)[0] != "block"):
+            self.found.append(((rows, columns), ""))
         places = [(*_place(region, self.matrix), note) for region, note in self.found]
         texts = [text + note for _, text, note in places]
         outside = ~sum((np.isin(at[0], r) & np.isin(at[1], c) for (r, c), _ in self.found), np.zeros(len(wrong), bool))
@@ -308,7 +309,9 @@ class _Search:
             named = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
             texts.append(f"entr{'ies' if len(names) > 1 else 'y'} {named}")
         kind: Kind = places[0][0] if places else "entries" if wrong else "not found"
-        where, errors, n = "; ".join(texts) or "nowhere", tuple(self.read[k].value for k in wrong), self.asked
+        where = "; ".join(texts) or ("nowhere" if self.complete else "not found in so few directions")
+        where += f", of a {self.matrix[0]} x {self.matrix[1]} matrix" if places and len(self.shape) > 2 else ""
+        errors, n = tuple(self.read[k].value for k in wrong), self.asked
         return Located(kind=kind, where=where, entries=entries, errors=errors, directions=n, complete=self.complete)
 
 
