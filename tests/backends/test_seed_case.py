@@ -33,7 +33,8 @@ def test_the_truncated_net_disagrees_by_its_fingerprint(backend, k, factor):
 def test_the_other_nets_agree(backend):
     case = seed_case(backend.name, tail(1))
     reports = {
-        name: gradaudit.audit(model, name=name, entries=True) for name, model in (("dense", case.dense), ("lifted", case.lifted))
+        name: gradaudit.audit(model, name=name, entries=True)
+        for name, model in (("dense", case.dense), ("lifted", case.lifted))
     }
     for report in reports.values():
         assert report.verdict is Verdict.AGREE
