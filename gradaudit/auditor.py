@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -20,7 +21,7 @@ from gradaudit.measure.localise import Located
 from gradaudit.measure.measurement import Measurement, measure
 from gradaudit.measure.sources import choose
 from gradaudit.measure.state import SeedFixed, preserved
-from gradaudit.numeric.budget import Budget
+from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsEnvironment, SupportsFrozen, SupportsTruncation
 from gradaudit.report import AuditReport, Entries, ParameterResult, WrongEntry
@@ -89,9 +90,10 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
     base, unfixed = baseline(model, options, budget), None
     if not base.repeatable:
         fixed = SeedFixed(model)
-        again = baseline(fixed, options, budget)
-        if again.repeatable:
-            model, base, unfixed = fixed, again, base
+        with suppress(Stop):
+            again = baseline(fixed, options, budget)
+            if again.repeatable:
+                model, base, unfixed = fixed, again, base
     total = frozen = None
     if base.repeatable:
         # values that overflow at far points are data, not something to warn the user of

@@ -46,7 +46,7 @@ class AuditOptions:
             if share is not None and not 0 < share < 1:
                 msg = f"{name} must lie between 0 and 1, got {share}"
                 raise OptionError(msg, where="options", hint=hint)
-        for name, least in (("max_evaluations", 1), ("batch_bytes", 1), ("seed", 0)):
+        for name, least in (("max_evaluations", 3), ("batch_bytes", 1), ("seed", 0)):
             value: Any = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 msg = f"{name} must be a whole number, at least {least}, got {value!r}"

@@ -21,7 +21,9 @@ def non_finite(evidence: Evidence) -> Finding | None:
         return None
     counts = ", ".join(f"{n} ({k} of {g.size})" for n, k in bad.items() if (g := gradients[n]) is not None)
     smooth = evidence.total is not None and any(
-        line.estimate.bound < abs(line.estimate.value) for line in evidence.total.lines if line.probe.tensor in bad
+        line.estimate.bound < 0.01 * abs(line.estimate.value)
+        for line in evidence.total.lines
+        if line.probe.tensor in bad
     )
     seen = " The numeric derivative is finite there." if smooth else ""
     return Finding(

@@ -25,6 +25,8 @@ __all__ = ["Line", "Measurement", "judge", "locate", "measure"]
 
 #: The relative error that matters, unless the user says otherwise: bare float32 losses rarely resolve 1e-3.
 _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
+#: A derivative exists where the bound is this small beside it; near an infinite slope it is not.
+_EXISTS = 0.01
 #: Where the wrong entries are is worth this many directions, eight evaluations each.
 _MOST_DIRECTIONS = 200
 #: More directions of one tensor than this do not help: then the bounds are too coarse.
@@ -185,10 +187,11 @@ def judge(
     pairs = list(zip(lines, comparisons, strict=True))
     by_tensor = {n: [(li, c) for li, c in pairs if li.probe.tensor == n] for n in gradients}
     resolutions = {n: _resolution(by_tensor[n], g) for n, g in gradients.items()}
-    verdicts = {n: _tensor_verdict(by_tensor[n], resolutions[n] <= significant) for n in gradients}
+    sizes = {n: p.size for n, p in source.model.parameters().items()}
+    verdicts = {n: _tensor_verdict(by_tensor[n], sizes[n], resolved=resolutions[n] <= significant) for n in gradients}
     for name, gradient in gradients.items():
         if gradient is not None and not np.isfinite(gradient).all():
-            numeric = [c for _, c in by_tensor[name] if np.isfinite(c.numeric)]
+            numeric = [e for line, _ in by_tensor[name] if (e := line.estimate).bound <= _EXISTS * abs(e.value)]
             verdicts[name] = Verdict.DISAGREE if numeric else Verdict.INCONCLUSIVE
     together = [c.verdict for line, c in pairs if line.probe.tensor is None]
     verdict = worst(verdicts.values())
@@ -261,8 +264,11 @@ def _cheap_looks(
 
 def _is_analytic(model: SupportsComplexStep, sampler: Sampler, first: Line, budget: Budget) -> bool:
     """Whether complex steps may replace differences: the model offers them, and the first agrees with the ladder."""
-    if not np.isfinite(first.estimate.bound) or model.complex_loss(sampler.parameters) is None:
+    if not np.isfinite(first.estimate.bound):
         return False
+    if model.complex_loss(sampler.parameters) is None:
+        return False
+    budget.take(1, "complex step")
     (found,) = complex_step(model, sampler.parameters, [first.probe.direction], first.estimate, budget)
     return agrees(found, first.estimate)
 
@@ -276,10 +282,14 @@ def _known(first: DerivativeEstimate) -> Known | None:
 def _doubtful(measured: Measurement, lengths: dict[str, float | Array], options: AuditOptions) -> list[Probe]:
     """What a full estimate must look at: a fresh direction where a tensor is condemned, the same where it is open."""
     probes: list[Probe] = []
+    # a follow-up does not know a kink: what it condemns there, entry by entry, may be allowed
+    kinked = any(line.estimate.status == "kink" for line in measured.lines)
     for name in measured.verdicts:
         looks = [c for c in measured.of(name) if c.verdict is not Verdict.AGREE]
         full = {id(line.probe.direction) for line in measured.lines if line.full}
         wrong = [c for c in measured.of(name, entries=True) if c.verdict is Verdict.DISAGREE]
+        if kinked:
+            probes += [Probe(c.direction, name) for c in wrong if id(c.direction) not in full]
         if looks:
             again = [c for c in looks if c.verdict is Verdict.INCONCLUSIVE and id(c.direction) not in full]
             probes += [Probe(c.direction, name) for c in again]
@@ -302,14 +312,18 @@ def _blind(measured: Measurement, lengths: dict[str, float | Array], options: Au
     return probes
 
 
-def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], resolved: bool) -> Verdict:  # noqa: FBT001
-    """Condemned by two directions, or by one entry looked at twice; cleared by the best look taken."""
+def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, resolved: bool) -> Verdict:
+    """Condemned by two directions, or by an entry looked at twice; cleared by the best look, or entry by entry."""
     full = [c.verdict for line, c in pairs if c.direction.entry is None and line.full]
     first = [c.verdict for line, c in pairs if c.direction.entry is None and not line.full]
     entry = [c.verdict for line, c in pairs if c.direction.entry is not None and line.full]
     if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and (full + first).count(Verdict.DISAGREE) > 1):
         return Verdict.DISAGREE
     looks = full or first
+    latest = {c.direction.entry: c for _, c in pairs if c.direction.entry is not None}
+    if latest and size == len(latest) and all(c.verdict is Verdict.AGREE for c in latest.values()):
+        # entries clear what a kink in one of them leaves open along a direction
+        return Verdict.AGREE
     if resolved and looks and all(verdict is Verdict.AGREE for verdict in looks):
         return Verdict.AGREE
     return Verdict.INCONCLUSIVE

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar, eps
 from gradaudit.measure.baseline import gradient_at, gradient_of
-from gradaudit.numeric.budget import Budget
+from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsTerms, SupportsTwin
 
 __all__ = ["Source", "choose"]
@@ -41,11 +41,7 @@ class Source:
 
 
 def choose(model: Model, loss: Scalar, budget: Budget, *, seed: int) -> Source:
-    """The float64 twin if the model offers one and its loss is the native one within rounding; else what there is.
-
-    Raises:
-        Stop: the budget is spent.
-    """
+    """The float64 twin if the model offers one and its loss is the native one within rounding; else what there is."""
     if isinstance(model, SupportsTwin) and (source := _twin(model, loss, budget)) is not None:
         return source
     dtype = str(loss.dtype)
@@ -70,6 +66,9 @@ def _twin(model: SupportsTwin, loss: Scalar, budget: Budget) -> Source | None:
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
+    except Stop:
+        # no room for the twin's loss: measuring stops at its first request, and reports what it has
+        return None
     except Exception:  # noqa: BLE001  # a function that cannot run in float64 has no twin
         return None
     return Source(model=twin, name="a float64 twin", dtype="float64", digits="float64", reference=reference)

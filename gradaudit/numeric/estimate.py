@@ -107,7 +107,7 @@ def follow_up(
     lines = [Line(d, sampler.resolution(d)) for d in directions]
     wanted = [ladder.follow_up(steps, known.step) for _ in lines]
     _extend(sampler, lines, wanted, purpose)
-    return [_result(line, float("inf"), sampler, known) for line in lines]
+    return [_result(line, steps.top, sampler, known) for line in lines]
 
 
 def _extend(sampler: Sampler, lines: Sequence[Line], wanted: Sequence[Array], purpose: str) -> None:
@@ -214,4 +214,5 @@ def _on_a_plateau(found: DerivativeEstimate, looked: View, flat: Plateau, eps: f
     best = choose(candidates(slopes(coarse), eps), _TOP)
     if best is None:
         return replace(found, value=float("nan"), bound=float("inf"), status="low precision inside")
-    return replace(found, value=best.value, bound=best.bound, sigma=sigma, status="low precision inside")
+    status: Status = "low precision inside"
+    return replace(found, value=best.value, bound=best.bound, sigma=sigma, step=best.step, status=status)

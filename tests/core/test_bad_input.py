@@ -129,7 +129,7 @@ def test_refused_by_name(name):
     [
         ({"significant": 0}, "significant must lie between 0 and 1, got 0 (in options)\n\nHint: significant=1e-3"),
         ({"significant": 2.0}, "significant must lie between 0 and 1, got 2.0"),
-        ({"max_evaluations": 0}, "max_evaluations must be a whole number, at least 1, got 0"),
+        ({"max_evaluations": 0}, "max_evaluations must be a whole number, at least 3, got 0"),
         ({"seed": -1}, "seed must be a whole number, at least 0, got -1"),
         ({"seed": True}, "seed must be a whole number"),
         ({"batch_bytes": 1.5}, "batch_bytes must be a whole number"),

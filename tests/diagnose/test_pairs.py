@@ -355,3 +355,30 @@ def test_without_budget_nothing_is_located():
     assert report.verdict is Verdict.DISAGREE
     assert report.findings[0].code == "GA901"
     assert report["x"].where == ""
+
+
+def test_a_kink_hides_no_error_beside_it():
+    for factor, verdict in ((1.0, Verdict.AGREE), (1.1, Verdict.DISAGREE), (2.0, Verdict.DISAGREE)):
+        model = of(
+            lambda p: abs(p["x"][0]) + np.sin(p["x"][1:]).sum(),
+            lambda p, factor=factor: {"x": np.array([0.0, factor * np.cos(p["x"][1]), np.cos(p["x"][2])])},
+            x=[0.0, 0.7, -0.4],
+        )
+        assert gradaudit.audit(model).verdict is verdict
+
+
+def test_a_kink_in_a_large_tensor_leaves_it_open():
+    x = np.random.default_rng(0).standard_normal(40)
+    x[3] = 0.0
+    model = of(lambda p: np.abs(p["x"]).sum(), lambda p: {"x": np.sign(p["x"])}, x=x)
+    report = gradaudit.audit(model)
+    assert report.verdict is not Verdict.DISAGREE
+    assert report.findings[0].code == "GA601"
+
+
+def test_an_infinite_derivative_condemns_nobody():
+    model = of(lambda p: np.sqrt(p["x"]).sum(), lambda p: {"x": 0.5 / np.sqrt(p["x"])}, x=[0.0, 0.0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        report = gradaudit.audit(model)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "numeric derivative is finite" not in report.findings[0].sentence
