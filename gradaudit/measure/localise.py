@@ -2,6 +2,7 @@
 
 *Digits*: the gap (analytic minus numeric) along v times a ramp, over that along v, is the position of a single error.
 *Group testing* (Dorfman 1943, Hwang 1972): of several, a random half is measured; the other half is the difference.
+A vector is seen as a column, a tensor of more than two dimensions as a matrix (shape[0], the rest).
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ __all__ = ["Gap", "Located", "Oracle", "localise"]
 _SURE, _PRECISE = 2.0, 0.02
 #: So many entries are read one by one, so many named. Looks at what seems right. Bytes of scales held at once.
 _FEW, _NAMED, _LOOKS, _BATCH_BYTES = 3, 4, 3, 2**26
-#: Samples of a region that may be wrong all over: some, then all, of which so many may be right; they are groups so
-#: large that a wrong one should stand so many bounds above zero, up to the last size.
-_FIRST, _SAMPLE, _RIGHT, _CLEAR, _LARGEST = 4, 12, 2, 8.0, 64
-#: No list of entries (of rows, of columns), if of so many random halves less than this share is clean.
-_HALVES, _LINE_HALVES, _CLEAN = 60, 16, 0.05
+#: Sampled entries of a region that may be wrong all over: some, then all, of which so many may be right.
+_FIRST, _SAMPLE, _RIGHT = 4, 12, 2
+#: No list of single errors: of so many random halves fewer than this share are clean; at first fewer of them, to see
+#: about lines in time. Equal parts are clean if such gaps would hide in the bounds with less than the last probability.
+_HALVES, _SOME, _CLEAN, _DOUBT = 60, 16, 0.05, 0.01
 
 Kind: TypeAlias = Literal["entries", "rows", "columns", "block", "whole tensor", "not found"]
 _Region: TypeAlias = tuple[Array, Array]  # some rows crossed with some columns
@@ -104,6 +105,15 @@ class _Group:
         first.other = _Group(rest, self.axis, self.gap, exact, None, self.frame, first, aimed, inherited)
         return [first, first.other] if n > 1 else [first]
 
+    def wants_ramp(self, *, some: bool) -> bool:
+        """Whether one error alone may be in it, and neither its ramp nor that of the whole says where."""
+        if not self.gap.wrong or len(self.members) <= _FEW or self.other is None:
+            return False
+        alone, precise = not self.other.gap.wrong, self.gap.bound < _PRECISE * abs(self.gap.value)
+        if alone and (not self.aimed or (self.derived and len(self.other.members) == 1)):
+            self.ramp = self.inherited
+        return self.ramp is None and (alone and not self.derived if self.aimed else alone or (some and precise))
+
 
 @dataclass(slots=True, eq=False)
 class _Search:
@@ -122,7 +132,6 @@ class _Search:
     complete: bool = False
     read: dict[int, Gap] = field(default_factory=dict)
     found: list[tuple[_Region, str]] = field(default_factory=list)
-    note: str = ""
 
     def run(self) -> None:
         """Search, and search what is left, until a fresh direction sees nothing there; `Stop` when all is spent."""
@@ -132,7 +141,7 @@ class _Search:
             unit = Direction(label=self.name, scales={self.name: 1.0}, seed=self.seed).block(self.name, self.shape)
             self.unit = np.asarray(unit).ravel()
             (gap,) = self.measure([self.entries(whole)])
-            self.complete = abs(gap.value) <= gap.bound < math.inf
+            self.complete = bool(abs(gap.value) <= gap.bound < math.inf)
             if gap.wrong:
                 self.explore(whole, gap)
                 self.live[[k for k, error in self.read.items() if error.wrong]] = False
@@ -178,20 +187,23 @@ class _Search:
         ]
 
     def ramps(self, region: _Region, groups: Sequence[_Group]) -> None:
-        """Measure ramps."""
+        """Measure ramps; of two halves one, where their sum is known."""
+        asked = [g for g in groups if not (g.derived and g.inherited and g.other in groups)]
         probes: list[tuple[Array, Array | None]] = []
-        for g in groups:
+        for g in asked:
             g.frame = g.frame or (float(g.members[[0, -1]].mean()), float(np.ptp(g.members)) / 2)
             entries = self.entries(region, g)
             position = entries if g.axis is None else np.divmod(entries, self.matrix[1])[g.axis]
             probes.append((entries, (position - g.frame[0]) / g.frame[1]))
-        for g, gap in zip(groups, self.ask(probes), strict=True):
+        for g, gap in zip(asked, self.ask(probes), strict=True):
             g.ramp = gap
+        for g in groups:
+            if g.ramp is None and g.inherited and g.other and g.other.ramp:
+                g.ramp = g.inherited.without(g.other.ramp)
 
     def explore(self, region: _Region, gap: Gap) -> None:
-        """Find what is wrong in a region that is."""
         region, gap = self.narrow(region, gap)
-        entries, share = self.entries(region), 0.0
+        entries = self.entries(region)
         if len(entries) <= _SAMPLE:
             self.measure(list(entries[:, None]))
             return
@@ -202,11 +214,12 @@ class _Search:
                 continue  # two quarters may be a third
             if len(smaller := self.entries(region)) < len(entries):
                 entries, (gap,) = smaller, self.measure([smaller])
-            share = self.dense(region, gap)
+            share, note = self.dense(region)
             if share in (0, 1):
                 break
-        if share < 1 and not any(self.search(region, axis, gap) for axis in ((None,) if line else (None, 0, 1))):
-            self.found.append((region, f", spread{self.note}"))
+        kinds = ((None, _HALVES),) if line else ((None, _SOME), (0, _SOME), (1, _SOME), (None, _HALVES))
+        if share < 1 and not any(self.search(region, axis, gap, enough) for axis, enough in kinds):
+            self.found.append((region, f", spread{note}"))
 
     def narrow(self, region: _Region, gap: Gap) -> tuple[_Region, Gap]:
         """While one entry, row or column could account for the gap, go there and see."""
@@ -214,9 +227,9 @@ class _Search:
             axes = [_Group(region[axis], axis, gap) for axis in (0, 1) if len(region[axis]) > 1]
             self.ramps(region, axes)
             slabs = [_slab(region, g.axis, g.inside()) for g in axes]
-            for trial in ((slabs[0][0], slabs[-1][1]), *slabs):
-                few = 0 < len(trial[0]) * len(trial[1]) <= size / 2
-                (seen,) = self.measure([self.entries(trial)]) if few else [_NONE]
+            trials = (t for t in ((slabs[0][0], slabs[-1][1]), *slabs) if 0 < len(t[0]) * len(t[1]) <= size / 2)
+            for trial in trials:
+                (seen,) = self.measure([self.entries(trial)])
                 if seen.wrong and not gap.without(seen).wrong:
                     region, gap = trial, seen
                     break
@@ -226,33 +239,32 @@ class _Search:
 
     def shrink(self, start: _Region, region: _Region, parts: int) -> _Region:
         """Less of a region: only where those of so many equal parts of the rows, and of the columns, are wrong."""
-        axes = [axis for axis in (0, 1) if len(start[axis]) >= parts > 1]
-        pieces = [_Group(piece, axis) for axis in axes for piece in np.array_split(start[axis], parts)]
-        gaps = self.measure([self.entries(start, piece) for piece in pieces])
-        for axis in axes:
-            wrong = [p.members for p, gap in zip(pieces, gaps, strict=True) if p.axis == axis and gap.wrong]
-            kept = np.intersect1d(region[axis], np.concatenate(wrong or [start[axis]]))
-            region = _slab(region, axis, kept if len(kept) else region[axis])
+        for axis in (0, 1):
+            pieces = np.array_split(start[axis], parts) if len(start[axis]) >= parts > 1 else []
+            gaps = self.measure([self.entries(start, _Group(piece, axis)) for piece in pieces])
+            wrong = [piece for piece, gap in zip(pieces, gaps, strict=True) if gap.wrong]
+            if wrong and _hidden(gaps) ** (len(pieces) - len(wrong)) < _DOUBT:
+                kept = np.intersect1d(region[axis], np.concatenate(wrong))
+                region = _slab(region, axis, kept) if len(kept) else region
         return region
 
-    def dense(self, region: _Region, gap: Gap) -> float:
+    def dense(self, region: _Region) -> tuple[float, str]:
         """The share of wrong ones among samples; a region where they all are is found."""
         entries = np.random.default_rng([self.seed, 8]).permutation(self.entries(region))
-        size = max(1, math.ceil(len(entries) * (_CLEAR * gap.bound / gap.value) ** 2))
-        if size > min(_LARGEST, len(entries) // _SAMPLE):
-            return 0.5
-        groups = [np.sort(entries[i * size : (i + 1) * size]) for i in range(_SAMPLE)]
-        wrong = [g.wrong for g in self.measure(groups[:_FIRST])]
+        wrong = [error.wrong for error in self.measure(list(entries[:_FIRST, None]))]
         if sum(wrong) >= _FIRST - 1:
-            wrong += [g.wrong for g in self.measure(groups[_FIRST:])]
-        self.note = f" ({sum(wrong)} of {len(wrong)} samples{f' of {size} entries' if size > 1 else ''} are wrong)"
+            wrong += [error.wrong for error in self.measure(list(entries[_FIRST:_SAMPLE, None]))]
+        note = f" ({sum(wrong)} of {len(wrong)} sampled entries are wrong)" if any(wrong) else ""
         if sum(wrong) < _SAMPLE - _RIGHT:
-            return min(0.9, sum(wrong) / len(wrong))
-        self.found.append((region, self.note))
-        return 1.0
+            return min(0.9, sum(wrong) / len(wrong)), note
+        self.found.append((region, note))
+        return 1.0, note
 
-    def search(self, region: _Region, axis: int | None, gap: Gap) -> bool:
-        """Single entries, rows or columns: cut what is wrong, by its digits or at random, all groups in step."""
+    def search(self, region: _Region, axis: int | None, gap: Gap, enough: int) -> bool:
+        """Single entries, rows or columns: cut what is wrong, by its digits or at random, all groups in step.
+
+        Returns: whether that came to an end; not if so many random halves are wrong nearly all.
+        """
         rng = np.random.default_rng([self.seed, 9])
         groups = [_Group(self.entries(region) if axis is None else region[axis], axis, gap)]
         lines: list[_Group] = []
@@ -261,40 +273,25 @@ class _Search:
             gaps = iter(self.measure([self.entries(region, h) for h in halves if not h.derived]))
             for h in halves:
                 h.gap = h.gap.without(h.other.gap) if h.derived and h.other else next(gaps)
-            random = [h.gap.wrong for h in halves if not h.aimed]
-            if len(random) >= (_HALVES if axis is None else _LINE_HALVES) and np.mean(random) > 1 - _CLEAN:
-                return False
-            self.rank(region, halves)
+            random = [h.gap for h in halves if not h.aimed]
+            if random:
+                hidden = 2 * _hidden(random)
+                clean = sum(not gap.wrong for gap in random) / len(random)
+                if len(random) * (1 + 10 * hidden) >= enough and clean < _CLEAN + hidden:
+                    return False
+            some = not all(h.gap.wrong or h.aimed for h in halves)
+            self.ramps(region, [h for h in halves if h.wants_ramp(some=some)])
             groups = [h for h in halves if h.gap.wrong and (h.derived or len(h.members) > 1)]
             lines += [h for h in halves if h.gap.wrong and not h.derived and len(h.members) == 1]
-        if axis is not None and lines:
+        few = axis is None or 2 * len(lines) <= len(region[axis])
+        if few and axis is not None and lines:
             together = _slab(region, axis, np.sort(np.concatenate([line.members for line in lines])))
-            if self.dense(together, gap) < 1:
+            if self.dense(together)[0] < 1:
                 for line in lines:
                     self.explore(_slab(region, axis, line.members), line.gap)
-        return True
-
-    def rank(self, region: _Region, halves: Sequence[_Group]) -> None:
-        """Ramps for groups that may hold a single error: inherited, measured, or the difference of those two."""
-        new: list[_Group] = []
-        late: list[tuple[_Group, Gap, _Group]] = []
-        some = not all(h.gap.wrong or h.aimed for h in halves)
-        for h in halves:
-            if not h.gap.wrong or len(h.members) <= _FEW or h.other is None:
-                continue
-            alone, precise = not h.other.gap.wrong, some and h.gap.bound < _PRECISE * abs(h.gap.value)
-            if alone and (not h.aimed or (h.derived and len(h.other.members) == 1)):
-                h.ramp = h.inherited
-            if h.ramp is None and h.derived and h.inherited and h.other in new:
-                late.append((h, h.inherited, h.other))
-            elif h.ramp is None and not (h.aimed and h.derived) and (alone or (precise and not h.aimed)):
-                new.append(h)
-        self.ramps(region, new)
-        for h, inherited, other in late:
-            h.ramp = inherited.without(other.ramp or _NONE)
+        return few
 
     def located(self) -> Located:
-        """What was found, for people."""
         wrong = sorted((k for k, error in self.read.items() if error.wrong), key=lambda k: -abs(self.read[k].value))
         entries = tuple(tuple(map(int, np.unravel_index(k, self.shape))) for k in wrong)
         at = np.divmod(np.array(wrong, int), self.matrix[1])
@@ -330,6 +327,12 @@ def _place(region: _Region, matrix: tuple[int, int]) -> tuple[Kind, str]:
     return kind, ", ".join(texts) or kind
 
 
+def _hidden(gaps: Sequence[Gap]) -> float:
+    """How many of normally distributed gaps of their size do not stand out of the bounds; at most 1."""
+    bound, value = (sum(x * x for x in sizes) for sizes in zip(*((gap.bound, gap.value) for gap in gaps), strict=True))
+    return min(1.0, 0.8 * _SURE * math.sqrt(bound / value)) if value else 1.0
+
+
 def _slab(region: _Region, axis: int | None, positions: Array) -> _Region:
     return (region[0], positions) if axis else (positions, region[1])
 
@@ -337,10 +340,7 @@ def _slab(region: _Region, axis: int | None, positions: Array) -> _Region:
 def localise(
     oracle: Oracle, name: str, shape: tuple[int, ...], scale: float | Array, *, seed: int, most: int
 ) -> Located:
-    """Find out where a tensor is wrong, in at most ``most`` directions of lengths ``scale``, see `Direction`.
-
-    A vector is seen as a column, a tensor of more than two dimensions as a matrix (shape[0], the rest).
-    """
+    """Find out where a tensor is wrong, in at most ``most`` directions of lengths ``scale``, see `Direction`."""
     size = int(np.prod(shape, dtype=np.int64))
     lengths = np.broadcast_to(np.asarray(scale, np.float64).reshape(-1), (size,))
     matrix = (shape[0], size // shape[0]) if len(shape) > 1 else (size, 1)
