@@ -29,6 +29,8 @@ _TOLERANCE_SINGLE = 3e-4
 _JITTER = 6.0
 #: A derivative that is zero within its bound counts as zero when the bound is this small beside the whole gradient.
 _NEGLIGIBLE = 1e-4
+#: Where the whole gradient is zero: beside the loss, for a step as long as the parameters.
+_NEGLIGIBLE_LOSS = 1e-9
 _SINGLE_EPS = 1e-12
 #: The bound from a coarse number format is off by up to 12 times, measured.
 _COARSE = 20.0
@@ -185,7 +187,8 @@ def compare(
     between = abs(gap - estimate.half_jump) > threshold and direction.entry is None
     hidden = threshold + estimate.half_jump if between else threshold
     resolution = hidden / scale if scale > 0 else 0.0 if hidden == 0 else float("inf")
-    negligible = abs(analytic) <= bound and abs(numeric) <= bound <= _NEGLIGIBLE * whole
+    beside = _NEGLIGIBLE * whole if whole > 0 else _NEGLIGIBLE_LOSS * abs(estimate.base)
+    negligible = abs(analytic) <= bound and abs(numeric) <= bound <= beside
     if estimate.status == "kink":
         # any slope between the two sides is allowed
         gap = max(0.0, gap - estimate.half_jump)

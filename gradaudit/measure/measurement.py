@@ -317,13 +317,17 @@ def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, reso
     full = [c.verdict for line, c in pairs if c.direction.entry is None and line.full]
     first = [c.verdict for line, c in pairs if c.direction.entry is None and not line.full]
     entry = [c.verdict for line, c in pairs if c.direction.entry is not None and line.full]
-    if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and (full + first).count(Verdict.DISAGREE) > 1):
+    kinked = any(line.estimate.status == "kink" for line, _ in pairs)
+    # a follow-up does not know a kink: at one it is no witness, neither for nor against
+    witnesses = full if kinked else full + first
+    if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and witnesses.count(Verdict.DISAGREE) > 1):
         return Verdict.DISAGREE
     looks = full or first
     latest = {c.direction.entry: c for _, c in pairs if c.direction.entry is not None}
     if latest and size == len(latest) and all(c.verdict is Verdict.AGREE for c in latest.values()):
         # entries clear what a kink in one of them leaves open along a direction
         return Verdict.AGREE
-    if resolved and looks and all(verdict is Verdict.AGREE for verdict in looks):
+    # one direction in which an error cancels does not clear what another has condemned
+    if resolved and looks and Verdict.DISAGREE not in witnesses and all(v is Verdict.AGREE for v in looks):
         return Verdict.AGREE
     return Verdict.INCONCLUSIVE

@@ -247,3 +247,19 @@ def test_many_models_in_one_table():
     with pytest.raises(KeyError, match="no part 'none'; there are right, wrong, other"):
         report.part("none")
     assert report.evaluations == sum(p.evaluations for p in report.parts)
+
+
+def test_a_minimum_of_everything_agrees_and_a_missing_gradient_does_not():
+    for at, expected in ((0.0, Verdict.AGREE), (0.3, Verdict.DISAGREE)):
+        model = of(lambda p: 1 + (p["x"] ** 2).sum(), lambda p: {"x": np.zeros(40)}, x=np.full(40, at))
+        assert gradaudit.audit(model).verdict is expected
+
+
+@pytest.mark.parametrize("error", [1e-3, 3e-3])
+def test_a_direction_in_which_an_error_cancels_clears_nothing(error):
+    for seed in range(60):
+        x = np.random.default_rng(seed).standard_normal(40).astype("float32")
+        factor = np.float32(1 + error)
+        model = of(lambda p: (p["x"] * p["x"]).sum(), lambda p, factor=factor: {"x": 2 * factor * p["x"]}, x=x)
+        report = gradaudit.audit(model, seed=seed)
+        assert report.verdict is not Verdict.AGREE or report["x"].resolution > error
