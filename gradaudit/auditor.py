@@ -17,6 +17,7 @@ from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
 from gradaudit.diagnose.explain import explain
 from gradaudit.errors import ModelContractError
 from gradaudit.measure.baseline import Baseline, baseline
+from gradaudit.measure.beside import AtKink, judged_beside
 from gradaudit.measure.localise import Located
 from gradaudit.measure.measurement import Measurement, measure
 from gradaudit.measure.sources import choose
@@ -59,7 +60,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         verdict=_verdict(evidence, judged),
         target=target,
         judged="frozen" if judged is not None and judged is evidence.frozen else "loss",
-        loss=float(evidence.baseline.loss),
+        loss=float((evidence.at_kink or evidence).baseline.loss),
         dtype=str(evidence.baseline.loss.dtype),
         source=judged.source.name if judged is not None else "none taken",
         parameters=_parameters(evidence, judged),
@@ -94,7 +95,7 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
             again = baseline(fixed, options, budget)
             if again.repeatable:
                 model, base, unfixed = fixed, again, base
-    total = frozen = None
+    total = frozen = at_kink = None
     if base.repeatable:
         # values that overflow at far points are data, not something to warn the user of
         with np.errstate(all="ignore"):
@@ -102,8 +103,18 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
             held = model.frozen() if isinstance(model, SupportsFrozen) else None
             if held is not None and total.verdict is not Verdict.AGREE:
                 frozen = measure(choose(held, base.loss, budget, seed=options.seed), base.gradients, options, budget)
+            if frozen is None and (beside := judged_beside(model, total, options, budget)) is not None:
+                at_kink = AtKink(base, total)
+                model, base, total = beside
     return Evidence(
-        model=model, options=options, baseline=base, unfixed=unfixed, total=total, frozen=frozen, budget=budget
+        model=model,
+        options=options,
+        baseline=base,
+        unfixed=unfixed,
+        total=total,
+        frozen=frozen,
+        at_kink=at_kink,
+        budget=budget,
     )
 
 

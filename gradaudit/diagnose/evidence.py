@@ -11,6 +11,7 @@ import numpy as np
 from gradaudit.arrays import Gradients
 from gradaudit.compare import Comparison, Verdict
 from gradaudit.measure.baseline import Baseline, gradient_of
+from gradaudit.measure.beside import AtKink
 from gradaudit.measure.localise import Located
 from gradaudit.measure.measurement import Measurement, judge, locate
 from gradaudit.numeric.budget import Budget, Stop
@@ -33,6 +34,7 @@ class Evidence:
         unfixed: the base point before the seed was fixed, where that was needed.
         total: the gradient against the loss; None where the loss does not repeat itself.
         frozen: the gradient against the loss with its cuts frozen; None where nothing is cut.
+        at_kink: the base point, where kinks there left the gradient open; all else is then of a point beside it.
         budget: experiments are charged to it.
         explained: tensors for which a cause has been found.
         places: where wrong tensors are wrong, as far as a rule asked.
@@ -44,6 +46,7 @@ class Evidence:
     unfixed: Baseline | None
     total: Measurement | None
     frozen: Measurement | None
+    at_kink: AtKink | None
     budget: Budget
     explained: set[str] = field(default_factory=set)
     places: dict[str, Located | None] = field(default_factory=dict)

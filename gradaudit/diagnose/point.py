@@ -40,13 +40,18 @@ def non_finite(evidence: Evidence) -> Finding | None:
 
 def kink(evidence: Evidence) -> Finding | None:
     """GA601: the one-sided slopes differ; any value between them is a subgradient, and none is wrong."""
-    lines = _of_status(evidence, "kink")
+    at_kink = evidence.at_kink
+    total = at_kink.total if at_kink is not None else evidence.total
+    lines = [] if total is None else [line for line in total.lines if line.estimate.status == "kink"]
     if not lines:
         return None
     line = max(lines, key=lambda li: li.estimate.half_jump)
     slope, half = line.estimate.value, line.estimate.half_jump
     low, high = slope - half, slope + half
-    analytic = line.probe.direction.dot(evidence.baseline.gradients)
+    analytic = line.probe.direction.dot((at_kink or evidence).baseline.gradients)
+    beside = (
+        " What that leaves open was judged at a point beside, all parameters moved by about a hundredth of their size."
+    )
     reach = line.estimate.bound
     if min(abs(analytic - low), abs(analytic - high)) <= reach:
         place = "one of the two sides, and allowed"
@@ -60,7 +65,8 @@ def kink(evidence: Evidence) -> Finding | None:
         confidence="proven",
         sentence=f"Along {line.probe.direction.label} the slopes of the loss are {number(low)} on one side and "
         f"{number(high)} on the other; the analytic value {number(analytic)} is {place}.",
-        evidence="The even part of the loss is proportional to the step, down to the shortest steps.",
+        evidence="The even part of the loss is proportional to the step, down to the shortest steps."
+        + (beside if at_kink is not None else ""),
         remedy="Nothing need be mended where the value is allowed: frameworks choose different ones (relu, max, abs, "
         "clip). To audit a derivative, move off the kink.",
         numbers={"low": low, "high": high, "analytic": analytic},

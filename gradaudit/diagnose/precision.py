@@ -31,6 +31,9 @@ def unresolved(evidence: Evidence) -> Finding | None:
     left = any(line.estimate.status == "left the domain" for line in total.lines if line.probe.tensor in names)
     if not total.complete:
         way, settle = "the budget ended first", "a larger max_evaluations"
+    elif any(line.estimate.status == "kink" for line in total.lines if line.probe.tensor in names):
+        way = "a kink at this point allows slopes that an error beside it could hide among"
+        settle = "a base point off the kink, for example the parameters moved by a hundredth of their size"
     elif left or not np.isfinite(resolutions[coarsest]):
         way = "the loss is not finite, or raises, on one side or both sides of these parameters"
         settle = "a base point further inside the domain"

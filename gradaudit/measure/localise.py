@@ -23,13 +23,13 @@ __all__ = ["Gap", "Located", "Oracle", "localise"]
 
 #: A gap is an error beyond so many bounds. Where the bound is below this share of it, differences are exact enough.
 _SURE, _PRECISE = 2.0, 0.02
-#: So many entries are read one by one, so many named. Looks at what seems right. Bytes of scales held at once.
-_FEW, _NAMED, _LOOKS, _BATCH_BYTES = 3, 4, 3, 2**26
+#: Entries read one by one; named; directions for each where there are too few for all; looks; bytes of scales held.
+_FEW, _NAMED, _EACH, _LOOKS, _BATCH_BYTES = 3, 4, 4, 3, 2**26
 #: Sampled entries of a region that may be wrong all over: some, then all, of which so many may be right.
 _FIRST, _SAMPLE, _RIGHT = 4, 12, 2
-#: No list of single errors: of so many random halves fewer than this share are clean; at first fewer of them, to see
-#: about lines in time. Equal parts are clean if such gaps would hide in the bounds with less than the last probability.
-_HALVES, _SOME, _CLEAN, _DOUBT = 60, 16, 0.05, 0.01
+#: No list of single errors: of so many random halves (at first; later; half as many of faint ones) no more are clean
+#: than this share and what hides in the bounds, which is bounded. Equal parts hide with less than the last probability.
+_SOME, _HALVES, _CLEAN, _FAINT, _DOUBT = 16, 60, 0.05, 0.3, 0.01
 
 Kind: TypeAlias = Literal["entries", "rows", "columns", "block", "whole tensor", "not found"]
 _Region: TypeAlias = tuple[Array, Array]  # some rows crossed with some columns
@@ -254,7 +254,7 @@ class _Search:
         wrong = [error.wrong for error in self.measure(list(entries[:_FIRST, None]))]
         if sum(wrong) >= _FIRST - 1:
             wrong += [error.wrong for error in self.measure(list(entries[_FIRST:_SAMPLE, None]))]
-        note = f" ({sum(wrong)} of {len(wrong)} sampled entries are wrong)" if any(wrong) else ""
+        note = f" ({sum(wrong)} of {len(wrong)} sampled entries {'are' if any(wrong) else 'seem'} wrong)"
         if sum(wrong) < _SAMPLE - _RIGHT:
             return min(0.9, sum(wrong) / len(wrong)), note
         self.found.append((region, note))
@@ -274,14 +274,14 @@ class _Search:
             for h in halves:
                 h.gap = h.gap.without(h.other.gap) if h.derived and h.other else next(gaps)
             random = [h.gap for h in halves if not h.aimed]
-            if random:
-                hidden = 2 * _hidden(random)
-                clean = sum(not gap.wrong for gap in random) / len(random)
-                if len(random) * (1 + 10 * hidden) >= enough and clean < _CLEAN + hidden:
-                    return False
+            hidden, clean = min(_FAINT, 2 * _hidden(random)), sum(not gap.wrong for gap in random)
+            many = len(random) * (2 if hidden > _FAINT / 3 else 1) >= enough
+            if many and clean < (_CLEAN + hidden) * len(random):
+                return False
+            left = (self.most - self.asked) // _EACH if many else None
+            groups = [h for h in halves if h.gap.wrong and (h.derived or len(h.members) > 1)][:left]
             some = not all(h.gap.wrong or h.aimed for h in halves)
-            self.ramps(region, [h for h in halves if h.wants_ramp(some=some)])
-            groups = [h for h in halves if h.gap.wrong and (h.derived or len(h.members) > 1)]
+            self.ramps(region, [g for g in groups if g.wants_ramp(some=some)])
             lines += [h for h in halves if h.gap.wrong and not h.derived and len(h.members) == 1]
         few = axis is None or 2 * len(lines) <= len(region[axis])
         if few and axis is not None and lines:
@@ -329,7 +329,7 @@ def _place(region: _Region, matrix: tuple[int, int]) -> tuple[Kind, str]:
 
 def _hidden(gaps: Sequence[Gap]) -> float:
     """How many of normally distributed gaps of their size do not stand out of the bounds; at most 1."""
-    bound, value = (sum(x * x for x in sizes) for sizes in zip(*((gap.bound, gap.value) for gap in gaps), strict=True))
+    bound, value = sum(gap.bound**2 for gap in gaps), sum(gap.value**2 for gap in gaps)
     return min(1.0, 0.8 * _SURE * math.sqrt(bound / value)) if value else 1.0
 
 

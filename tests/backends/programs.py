@@ -50,7 +50,9 @@ class NumpyWords:
         return np.maximum(x, 0)
 
     def constant(self, array, like):
-        return np.asarray(array, like.dtype)
+        """In the dtype of ``like``, but truth values stay what they are."""
+        array = np.asarray(array)
+        return array if array.dtype == bool else array.astype(like.dtype)
 
     def stop(self, x):
         return x
@@ -308,7 +310,7 @@ def zero(own, x, g):
 
 def relu(x):
     """``sum(relu(x))``, right: 0 or 1 at 0, as the framework likes; 0 here."""
-    return summed(lambda own, x: own.relu(x), lambda own, x: np.where(x > 0, 1.0, 0.0), x, rule=False)
+    return summed(lambda own, x: own.relu(x), lambda own, x: (x > 0).astype(x.dtype), x, rule=False)
 
 
 def unselected_branch(x, mask):

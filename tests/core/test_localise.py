@@ -108,8 +108,21 @@ def test_some_entries(shape, n, most, seed):
 
 def test_a_hundred_entries():
     errors = sparse((100, 100), 100)
-    found = find(errors, most=420)
+    found = find(errors, most=450)
     assert (found.kind, found.complete, set(found.entries)) == ("entries", True, places(errors))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_some_of_a_hundred_entries_with_too_few_directions(seed):
+    found = find(sparse((100, 100), 100, seed), most=300, seed=seed)
+    assert (found.kind, found.complete) == ("entries", False)
+    assert len(found.entries) >= 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_faint_entries_of_a_million_are_not_called_the_whole_tensor(seed):
+    found = find(sparse((1000, 1000), 10, seed), r=NOISY, floor=True, most=600, seed=seed)
+    assert found.kind in ("entries", "not found")
 
 
 def test_entries_of_very_different_sizes():

@@ -367,13 +367,33 @@ def test_a_kink_hides_no_error_beside_it():
         assert gradaudit.audit(model).verdict is verdict
 
 
-def test_a_kink_in_a_large_tensor_leaves_it_open():
-    x = np.random.default_rng(0).standard_normal(40)
-    x[3] = 0.0
-    model = of(lambda p: np.abs(p["x"]).sum(), lambda p: {"x": np.sign(p["x"])}, x=x)
-    report = gradaudit.audit(model)
-    assert report.verdict is not Verdict.DISAGREE
-    assert report.findings[0].code == "GA601"
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, Verdict.AGREE), (1.1, Verdict.DISAGREE)])
+def test_kinks_in_a_large_tensor_are_judged_beside_it(factor, verdict, seed):
+    """With two kinks of different signs a tenth of the gradient fits between the sides."""
+    x = np.concatenate([[0.0, 0.0], np.random.default_rng(1).standard_normal(30)])
+    scale = np.where((np.arange(32) >= 2) & (np.arange(32) < 12), factor, 1.0)
+    model = of(lambda p: np.maximum(p["x"], 0).sum(), lambda p: {"x": scale * (p["x"] > 0)}, x=x)
+    report = gradaudit.audit(model, seed=seed)
+    assert report.verdict is verdict
+    assert report.loss == pytest.approx(np.maximum(x, 0).sum(), rel=1e-12)
+    codes = [finding.code for finding in report.findings]
+    assert codes[0] == "GA601"
+    assert len(codes) == (1 if factor == 1 else 2)
+
+
+def test_a_kink_that_cannot_be_left_stays_open():
+    """One step aside the loss is not finite, so nothing can be judged there."""
+    x = np.concatenate([[0.0, 0.0], np.random.default_rng(1).standard_normal(30)])
+    near = np.abs(x).max() * 1e-3
+
+    def loss(p):
+        return np.maximum(p["x"], 0).sum() if np.abs(p["x"] - x).max() < near else np.inf
+
+    model = of(loss, lambda p: {"x": 1.0 * (p["x"] > 0)}, x=x)
+    verdicts = {gradaudit.audit(model, seed=seed).verdict for seed in range(8)}
+    assert Verdict.INCONCLUSIVE in verdicts
+    assert Verdict.DISAGREE not in verdicts
 
 
 def test_an_infinite_derivative_condemns_nobody():
