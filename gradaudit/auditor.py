@@ -18,8 +18,9 @@ from gradaudit.diagnose.explain import explain
 from gradaudit.errors import ModelContractError
 from gradaudit.measure.baseline import Baseline, baseline
 from gradaudit.measure.beside import AtKink, judged_beside
+from gradaudit.measure.judgement import Measurement
 from gradaudit.measure.localise import Located
-from gradaudit.measure.measurement import Measurement, measure
+from gradaudit.measure.measurement import measure
 from gradaudit.measure.sources import choose
 from gradaudit.measure.state import SeedFixed, preserved
 from gradaudit.numeric.budget import Budget, Stop

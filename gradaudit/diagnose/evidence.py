@@ -12,8 +12,9 @@ from gradaudit.arrays import Gradients
 from gradaudit.compare import Comparison, Verdict
 from gradaudit.measure.baseline import Baseline, gradient_of
 from gradaudit.measure.beside import AtKink
+from gradaudit.measure.judgement import Measurement, judge
 from gradaudit.measure.localise import Located
-from gradaudit.measure.measurement import Measurement, judge, locate
+from gradaudit.measure.measurement import locate
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradaudit.diagnose.evidence import Evidence
-from gradaudit.measure.measurement import Line
+from gradaudit.measure.judgement import Line
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 

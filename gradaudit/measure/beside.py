@@ -12,7 +12,8 @@ from gradaudit.direction import Point, displace, random_direction
 from gradaudit.errors import NonFiniteLossError
 from gradaudit.measure import plan
 from gradaudit.measure.baseline import Baseline, baseline
-from gradaudit.measure.measurement import Measurement, measure
+from gradaudit.measure.judgement import Measurement
+from gradaudit.measure.measurement import measure
 from gradaudit.measure.sources import choose
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions

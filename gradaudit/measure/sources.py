@@ -29,7 +29,7 @@ class Source:
         dtype: in which the loss is computed.
         digits: the dtype in which it is handed over: wider than ``dtype`` where terms are summed in float64.
         reference: the gradient of the float64 twin, beside which the rounding of a float32 gradient shows.
-        jittered: gradients at parameters moved by half a unit in the last place, where there is no twin.
+        jittered: gradients at parameters moved by about a unit in the last place; of the twin where there is one.
     """
 
     model: Model
@@ -42,12 +42,12 @@ class Source:
 
 def choose(model: Model, loss: Scalar, budget: Budget, *, seed: int) -> Source:
     """The float64 twin if the model offers one and its loss is the native one within rounding; else what there is."""
-    if isinstance(model, SupportsTwin) and (source := _twin(model, loss, budget)) is not None:
+    if (source := _twin(model, loss, budget, seed)) is not None:
         return source
     dtype = str(loss.dtype)
     if loss.dtype == np.float64:
         return Source(model=model, name="the float64 loss itself", dtype=dtype, digits=dtype)
-    jittered = tuple(_jittered(model, budget, seed + i) for i in range(_JITTERS))
+    jittered = _jittered(model, model.parameters(), budget, seed)
     if isinstance(model, SupportsTerms):
         summed = _Summed(model)
         name = f"{dtype} terms, summed in float64"
@@ -55,7 +55,10 @@ def choose(model: Model, loss: Scalar, budget: Budget, *, seed: int) -> Source:
     return Source(model=model, name=f"the {dtype} loss itself", dtype=dtype, digits=dtype, jittered=jittered)
 
 
-def _twin(model: SupportsTwin, loss: Scalar, budget: Budget) -> Source | None:
+def _twin(model: Model, loss: Scalar, budget: Budget, seed: int) -> Source | None:
+    native = model.parameters()
+    if not isinstance(model, SupportsTwin):
+        return None
     try:
         twin = model.twin()
         if twin is None:
@@ -66,22 +69,36 @@ def _twin(model: SupportsTwin, loss: Scalar, budget: Budget) -> Source | None:
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
+        jittered = _jittered(twin, native, budget, seed)
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
     except Exception:  # noqa: BLE001  # a function that cannot run in float64 has no twin
         return None
-    return Source(model=twin, name="a float64 twin", dtype="float64", digits="float64", reference=reference)
+    return Source(
+        model=twin,
+        name="a float64 twin",
+        dtype="float64",
+        digits="float64",
+        reference=reference,
+        jittered=jittered,
+    )
 
 
-def _jittered(model: Model, budget: Budget, seed: int) -> Gradients:
-    rng = np.random.default_rng([seed, 3])
-    moved = {}
-    for name, p in model.parameters().items():
-        unit = rng.choice(np.array([-0.5, 0.5]), p.shape) * np.spacing(np.abs(p))
-        # half a unit rounds to none or to one: the parameters move by what their own storage leaves open
-        moved[name] = (p + 2 * np.where(rng.random(p.shape) < 0.5, unit, 0)).astype(p.dtype)
-    return gradient_at(model, moved, budget)
+def _jittered(model: Model, parameters: NamedArrays, budget: Budget, seed: int) -> tuple[Gradients, ...]:
+    """Gradients of a model where parameters moved by what their own storage leaves open."""
+    own = {name: p.dtype for name, p in model.parameters().items()}
+    found = []
+    for i in range(_JITTERS):
+        rng = np.random.default_rng([seed + i, 3])
+        moved = {}
+        for name, p in parameters.items():
+            unit = rng.choice(np.array([-0.5, 0.5]), p.shape) * np.spacing(np.abs(p))
+            # half a unit rounds to none or to one
+            units = (p + 2 * np.where(rng.random(p.shape) < 0.5, unit, 0)).astype(p.dtype)
+            moved[name] = units.astype(own[name])
+        found.append(gradient_at(model, moved, budget))
+    return tuple(found)
 
 
 @final

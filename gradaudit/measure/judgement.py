@@ -1,0 +1,202 @@
+"""Verdicts from numbers that are there: analytic against numeric, line by line and tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradaudit.arrays import Array, Gradients, eps
+from gradaudit.compare import Comparison, Precision, Verdict, caution, compare, detectable, worst
+from gradaudit.measure.plan import Probe
+from gradaudit.measure.sources import Source
+from gradaudit.numeric.estimate import DerivativeEstimate
+from gradaudit.options import AuditOptions
+
+__all__ = ["Line", "Measurement", "judge", "precision_of"]
+
+#: The relative error that matters, unless the user says otherwise: bare float32 losses rarely resolve 1e-3.
+_SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
+#: A derivative exists where the bound is this small beside it; near an infinite slope it is not.
+_EXISTS = 0.01
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """A numeric derivative along a probe.
+
+    Attributes:
+        full: a full estimate, good enough to condemn; otherwise a follow-up.
+    """
+
+    probe: Probe
+    estimate: DerivativeEstimate
+    full: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measurement:
+    """What was measured of one loss, and what it says of one gradient.
+
+    Attributes:
+        lines: numeric derivatives, in the order they were asked for.
+        comparisons: one a line.
+        resolutions: by tensor, the relative error that would have been seen with a probability of 99 %.
+        verdicts: by tensor.
+        verdict: of the whole gradient.
+        significant: the relative error that matters.
+        source: who supplied the numbers.
+        complete: False where the budget ended first.
+    """
+
+    lines: tuple[Line, ...]
+    comparisons: tuple[Comparison, ...]
+    resolutions: dict[str, float]
+    verdicts: dict[str, Verdict]
+    verdict: Verdict
+    significant: float
+    source: Source
+    complete: bool
+
+    def of(self, tensor: str | None, *, entries: bool = False) -> list[Comparison]:
+        """The comparisons of one tensor (None: the whole model), those along directions or those of its entries."""
+        pairs = zip(self.lines, self.comparisons, strict=True)
+        return [c for line, c in pairs if line.probe.tensor == tensor and (c.direction.entry is not None) == entries]
+
+    def needs(self, name: str) -> bool:
+        """Whether an error of this tensor that matters could have gone unseen."""
+        return not self.would_do(self.resolutions[name])
+
+    def would_do(self, resolution: float) -> bool:
+        """Whether a resolution is fine enough."""
+        return resolution <= self.significant
+
+    @property
+    def resolution(self) -> float:
+        """The worst resolution among the tensors."""
+        return max(self.resolutions.values(), default=0.0)
+
+
+def judge(
+    lines: Sequence[Line], gradients: Gradients, source: Source, options: AuditOptions, *, own: bool = True
+) -> Measurement:
+    """Compare a gradient with numbers that are already there.
+
+    Args:
+        lines: the numbers.
+        gradients: the analytic gradient.
+        source: who supplied the numbers.
+        options: of the audit.
+        own: whether the source's reference and jittered gradients belong to this gradient (not to a derived one).
+    """
+    precision = precision_of(len(lines), gradients, source, options, own=own)
+    whole = max((line.probe.direction.norm(gradients) for line in lines if line.probe.tensor is None), default=0.0)
+    significant = options.significant or (_SIGNIFICANT if source.dtype == "float64" else _SIGNIFICANT_SINGLE)
+    comparisons = tuple(
+        compare(
+            line.probe.direction,
+            line.estimate,
+            gradients,
+            precision=precision,
+            whole=whole if np.isfinite(whole) else 0.0,
+            significant=significant,
+        )
+        for line in lines
+    )
+    pairs = list(zip(lines, comparisons, strict=True))
+    by_tensor = {n: [(li, c) for li, c in pairs if li.probe.tensor == n] for n in gradients}
+    resolutions = {n: _resolution(by_tensor[n], g) for n, g in gradients.items()}
+    sizes = {n: p.size for n, p in source.model.parameters().items()}
+    verdicts = {n: _tensor_verdict(by_tensor[n], sizes[n], resolved=resolutions[n] <= significant) for n in gradients}
+    for name, gradient in gradients.items():
+        if gradient is not None and not np.isfinite(gradient).all():
+            numeric = [e for line, _ in by_tensor[name] if (e := line.estimate).bound <= _EXISTS * abs(e.value)]
+            verdicts[name] = Verdict.DISAGREE if numeric else Verdict.INCONCLUSIVE
+    if own and source.reference is not None:
+        for name in _beyond_rounding(lines, gradients, source, options, precision, whole):
+            verdicts[name] = Verdict.DISAGREE
+    together = [c.verdict for line, c in pairs if line.probe.tensor is None]
+    verdict = worst(verdicts.values())
+    if together.count(Verdict.DISAGREE) > 1:  # two directions see what no tensor alone resolves
+        verdict = Verdict.DISAGREE
+    return Measurement(
+        lines=tuple(lines),
+        comparisons=comparisons,
+        resolutions=resolutions,
+        verdicts=verdicts,
+        verdict=verdict,
+        significant=significant,
+        source=source,
+        complete=True,
+    )
+
+
+def _beyond_rounding(
+    lines: Sequence[Line],
+    gradients: Gradients,
+    source: Source,
+    options: AuditOptions,
+    precision: Precision,
+    whole: float,
+) -> list[str]:
+    """The tensors whose float64 twin has the right gradient, from which the float32 one differs beyond rounding."""
+    assert source.reference is not None  # see judge
+    reference = {name: source.reference[name] for name in gradients}
+    right = judge(lines, reference, source, options, own=False).verdicts
+    looks = {li.probe.tensor: li.probe.direction for li in lines if li.probe.direction.entry is None}
+    return [
+        name
+        for name, verdict in right.items()
+        if verdict is Verdict.AGREE and precision.exceeds_rounding(looks[name], gradients, whole)
+    ]
+
+
+def precision_of(n: int, gradients: Gradients, source: Source, options: AuditOptions, *, own: bool) -> Precision:
+    """How exactly both sides of n comparisons compute; ``own`` as for `judge`."""
+    dtypes = [g.dtype for g in gradients.values() if g is not None] or [np.dtype(source.dtype)]
+    numeric = eps(source.dtype)
+    return Precision(
+        analytic=max(eps(d) for d in dtypes),
+        numeric=numeric,
+        reference=source.reference if own else None,
+        jittered=source.jittered if own else (),
+        caution=caution(numeric, options.false_alarm, n),
+    )
+
+
+def _resolution(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None) -> float:
+    """The relative error of a tensor that would have been seen, by its entries or by its directions."""
+    directions = [c.resolution for _, c in pairs if c.direction.entry is None and c.direction.signs is None]
+    if not directions:
+        return float("inf")
+    spread = detectable(directions)
+    read = [c for _, c in pairs if c.direction.entry is not None]
+    norm = 0.0 if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))
+    size = gradient.size if gradient is not None else 0
+    if not size or len({c.direction.entry for c in read}) < size or norm == 0 or any(np.isinf(c.bound) for c in read):
+        return spread if norm > 0 else min(directions)
+    # an error of this relative size has an entry at least as large as the coarsest threshold of all
+    coarsest = max(c.resolution * c.scale / c.direction.length for c in read)
+    return min(spread, float(np.sqrt(size)) * coarsest / norm)
+
+
+def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, resolved: bool) -> Verdict:
+    """Condemned by two directions, or by an entry looked at twice; cleared by the best look, or entry by entry."""
+    full = [c.verdict for line, c in pairs if c.direction.entry is None and line.full]
+    first = [c.verdict for line, c in pairs if c.direction.entry is None and not line.full]
+    entry = [c.verdict for line, c in pairs if c.direction.entry is not None and line.full]
+    kinked = any(line.estimate.status == "kink" for line, _ in pairs)
+    # a follow-up does not know a kink: at one it is no witness, neither for nor against
+    witnesses = full if kinked else full + first
+    if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and witnesses.count(Verdict.DISAGREE) > 1):
+        return Verdict.DISAGREE
+    looks = full or first
+    latest = {c.direction.entry: c for _, c in pairs if c.direction.entry is not None}
+    if latest and size == len(latest) and all(c.verdict is Verdict.AGREE for c in latest.values()):
+        # entries clear what a kink in one of them leaves open along a direction
+        return Verdict.AGREE
+    # one direction in which an error cancels does not clear what another has condemned
+    if resolved and looks and Verdict.DISAGREE not in witnesses and all(v is Verdict.AGREE for v in looks):
+        return Verdict.AGREE
+    return Verdict.INCONCLUSIVE
