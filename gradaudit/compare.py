@@ -34,7 +34,7 @@ _JITTER = 6.0
 #: A derivative that is zero within its bound counts as zero when the bound is this small beside the whole gradient.
 _NEGLIGIBLE = 1e-4
 #: Where the whole gradient is zero: beside the loss, for a step as long as the parameters.
-_NEGLIGIBLE_LOSS = 1e-9
+_NEGLIGIBLE_LOSS, _NEGLIGIBLE_EPS = 1e-9, 100.0
 _SINGLE_EPS = 1e-12
 #: The bound from a coarse number format is off by up to 12 times, measured.
 _COARSE = 20.0
@@ -173,6 +173,7 @@ class Comparison:
         resolution: an error above this, relative to ``scale``, would have been seen.
         relative_error: |analytic - numeric| / scale.
         verdict: of this direction alone.
+        holds: the bound accounts for the gap, however coarse it is.
     """
 
     direction: Direction
@@ -183,6 +184,7 @@ class Comparison:
     resolution: float
     relative_error: float
     verdict: Verdict
+    holds: bool
 
 
 def compare(
@@ -214,7 +216,8 @@ def compare(
     between = abs(gap - estimate.half_jump) > threshold and direction.entry is None
     hidden = threshold + estimate.half_jump if between else threshold
     resolution = hidden / scale if scale > 0 else 0.0 if hidden == 0 else float("inf")
-    beside = _NEGLIGIBLE * whole if whole > 0 else _NEGLIGIBLE_LOSS * abs(estimate.base)
+    least = max(_NEGLIGIBLE_LOSS, _NEGLIGIBLE_EPS * precision.numeric)
+    beside = _NEGLIGIBLE * whole if whole > 0 else least * abs(estimate.base)
     negligible = abs(analytic) <= bound and abs(numeric) <= bound <= beside
     if estimate.status == "kink":
         # any slope between the two sides is allowed
@@ -222,12 +225,13 @@ def compare(
     # no derivative at a jump, and none in digits that the loss does not have: nobody is condemned there
     coarse = estimate.status == "low precision inside"
     condemns = estimate.status != "jump" and (not coarse or (rms > 0 and gap > _COARSE * threshold))
+    holds = gap <= bound + precision.tolerance * scale and estimate.status != "jump"
     if gap > threshold and condemns:
         verdict = Verdict.DISAGREE
     elif (rms == 0 and (estimate.constant or estimate.still)) or negligible:
         verdict = Verdict.AGREE
         resolution = bound / whole if whole > 0 else 0.0
-    elif resolution <= significant and gap <= bound + precision.tolerance * scale and estimate.status != "jump":
+    elif resolution <= significant and holds:
         verdict = Verdict.AGREE
     else:
         verdict = Verdict.INCONCLUSIVE
@@ -243,4 +247,5 @@ def compare(
         resolution=float(resolution),
         relative_error=float(relative),
         verdict=verdict,
+        holds=holds or verdict is Verdict.AGREE,
     )

@@ -170,6 +170,8 @@ def _resolution(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None
     directions = [c.resolution for _, c in pairs if c.direction.entry is None and c.direction.signs is None]
     if not directions:
         return float("inf")
+    if gradient is not None and gradient.size == 1:
+        return min(directions)  # nothing cancels in a single number
     spread = detectable(directions)
     read = [c for _, c in pairs if c.direction.entry is not None]
     norm = 0.0 if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))
@@ -183,20 +185,22 @@ def _resolution(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None
 
 def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, resolved: bool) -> Verdict:
     """Condemned by two directions, or by an entry looked at twice; cleared by the best look, or entry by entry."""
-    full = [c.verdict for line, c in pairs if c.direction.entry is None and line.full]
-    first = [c.verdict for line, c in pairs if c.direction.entry is None and not line.full]
+    deep = [c for line, c in pairs if c.direction.entry is None and line.full]
+    quick = [c for line, c in pairs if c.direction.entry is None and not line.full]
+    full, first = [c.verdict for c in deep], [c.verdict for c in quick]
     entry = [c.verdict for line, c in pairs if c.direction.entry is not None and line.full]
     kinked = any(line.estimate.status == "kink" for line, _ in pairs)
     # a follow-up does not know a kink: at one it is no witness, neither for nor against
     witnesses = full if kinked else full + first
     if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and witnesses.count(Verdict.DISAGREE) > 1):
         return Verdict.DISAGREE
-    looks = full or first
     latest = {c.direction.entry: c for _, c in pairs if c.direction.entry is not None}
     if latest and size == len(latest) and all(c.verdict is Verdict.AGREE for c in latest.values()):
         # entries clear what a kink in one of them leaves open along a direction
         return Verdict.AGREE
     # one direction in which an error cancels does not clear what another has condemned
-    if resolved and looks and Verdict.DISAGREE not in witnesses and all(v is Verdict.AGREE for v in looks):
+    # a look too coarse to tell anything alone need not hold up what the others resolve together; at a kink it may
+    clear = [c.verdict is Verdict.AGREE if kinked else c.holds for c in deep or quick]
+    if resolved and clear and Verdict.DISAGREE not in witnesses and all(clear):
         return Verdict.AGREE
     return Verdict.INCONCLUSIVE

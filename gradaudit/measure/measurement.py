@@ -27,7 +27,7 @@ __all__ = ["locate", "measure"]
 #: Where the wrong entries are is worth this many directions, eight evaluations each.
 _MOST_DIRECTIONS = 200
 #: More directions of one tensor than this do not help: then the bounds are too coarse.
-_MOST_MORE = 16
+_MOST_MORE = 24
 
 
 def measure(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:
@@ -53,7 +53,8 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
         lines += ask(probes)
         seen = judge(lines, gradients, source, options)
         small = [] if options.entries else [n for n, v in seen.verdicts.items() if v is not Verdict.AGREE]
-        lines += ask([*_blind(seen, lengths, options), *plan.entries(parameters, lengths, small)])
+        lines += ask([*_blind(seen, lengths, options, 0), *plan.entries(parameters, lengths, small)])
+        lines += ask(_blind(judge(lines, gradients, source, options), lengths, options, 1))
         lines += _full(sampler, _doubtful(judge(lines, gradients, source, options), lengths, options))
     except Stop:
         complete = False
@@ -161,7 +162,7 @@ def _doubtful(measured: Measurement, lengths: dict[str, float | Array], options:
     return probes
 
 
-def _blind(measured: Measurement, lengths: dict[str, float | Array], options: AuditOptions) -> list[Probe]:
+def _blind(measured: Measurement, lengths: dict[str, float | Array], options: AuditOptions, turn: int) -> list[Probe]:
     """More directions of tensors that agree, but where an error that matters could have cancelled in all of them."""
     probes: list[Probe] = []
     for name in measured.verdicts:
@@ -169,6 +170,7 @@ def _blind(measured: Measurement, lengths: dict[str, float | Array], options: Au
         seen = [c.resolution for c in looks if c.direction.signs is None]
         if any(c.verdict is Verdict.DISAGREE for c in looks) or not seen or not measured.needs(name):
             continue
-        more = next((n for n in range(1, _MOST_MORE) if measured.would_do(detectable(seen + [max(seen)] * n))), 0)
-        probes += plan.more(lengths, name, options.seed, more)
+        usual = float(np.median(seen))
+        more = next((n for n in range(1, _MOST_MORE) if measured.would_do(detectable(seen + [usual] * n))), 0)
+        probes += plan.more(lengths, name, options.seed, more, turn * _MOST_MORE)
     return probes

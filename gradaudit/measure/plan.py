@@ -88,9 +88,10 @@ def tensors(lengths: dict[str, float | Array], names: Sequence[str], seed: int) 
     return [Probe(random_direction(name, {name: lengths[name]}, seed), name) for name in names]
 
 
-def more(lengths: dict[str, float | Array], name: str, seed: int, n: int) -> list[Probe]:
-    """Return n more directions of one tensor, so that an error does not cancel in all of them."""
-    return [probe for i in range(n) for probe in tensors(lengths, [name], seed + _STRIDE * (_FIRST_MORE + i))]
+def more(lengths: dict[str, float | Array], name: str, seed: int, n: int, after: int) -> list[Probe]:
+    """Return n more directions of one tensor, other than the first ``after``, so that no error cancels in them all."""
+    seeds = [seed + _STRIDE * (_FIRST_MORE + after + i) for i in range(n)]
+    return [probe for own in seeds for probe in tensors(lengths, [name], own)]
 
 
 def fresh(lengths: dict[str, float | Array], names: Sequence[str], seed: int) -> list[Probe]:
