@@ -7,13 +7,14 @@ None (for example ``twin()`` of a model that is float64 already).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.direction import Point
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation
+from gradaudit.sites import Cut
 
 __all__ = [
     "Backend",
@@ -22,6 +23,7 @@ __all__ = [
     "Network",
     "SupportsAlong",
     "SupportsComplexStep",
+    "SupportsCuts",
     "SupportsEnvironment",
     "SupportsFrozen",
     "SupportsJvp",
@@ -110,6 +112,23 @@ class SupportsFrozen(Protocol):
 
     def frozen(self) -> Model | None:
         """The same loss at the base point, whose ordinary derivative is the cut gradient; None: nothing is cut."""
+
+
+@runtime_checkable
+class SupportsCuts(Protocol):
+    """The framework can say where the gradient is cut, and undo it."""
+
+    def cuts(self) -> Sequence[Cut]:
+        """The live cuts at the base point, in the order of their first execution: see `gradaudit.sites.Cut`."""
+
+    def without(self, cuts: Collection[Cut]) -> Model | None:
+        """The same loss, whose gradient flows through these cuts; None: it cannot be made to."""
+
+    def holding(self, cuts: Collection[Cut]) -> Model | None:
+        """The loss whose cut values stay what they are at the base point, wherever the parameters go; None: cannot.
+
+        The gradient of this loss is what the framework returns for the original, if nothing else is wrong.
+        """
 
 
 @runtime_checkable

@@ -1,0 +1,43 @@
+"""Where in the user's code a gradient is cut: a line, the same in every framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["Cut"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One place between the parameters and the loss where values go on and the gradient does not.
+
+    Two cuts are the same if what they are and where they are is the same; how often they ran does not matter.
+
+    Attributes:
+        kind: ``detach``, ``no_grad``, ``.data``, ``item``, ``rewrap``, ``stop_gradient``, ...: the user's own word.
+        path: the source file.
+        line: from 1; 0 where unknown.
+        column: from 0; 0 where unknown. Two cuts may share a line.
+        function: in which it is written.
+        executions: how often it ran in one loss, on values that depend on parameters.
+        library: written in an installed package, not in the user's code.
+        removable: the gradient can be taken with this cut removed.
+    """
+
+    kind: str
+    path: str
+    line: int
+    column: int = 0
+    function: str = ""
+    executions: int = field(default=1, compare=False)
+    library: bool = field(default=False, compare=False)
+    removable: bool = field(default=True, compare=False)
+
+    @property
+    def place(self) -> str:
+        """For people: ``model.py:57``."""
+        return f"{Path(self.path).name}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.place}" + (f" in {self.function}" if self.function else "")
