@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
 
 import numpy as np
 
-from gradaudit.arrays import Gradients
+from gradaudit.arrays import Gradients, as_scalar, eps
 from gradaudit.compare import Comparison, Verdict
 from gradaudit.measure.baseline import Baseline, gradient_of
 from gradaudit.measure.beside import AtKink
 from gradaudit.measure.judgement import Measurement, judge
 from gradaudit.measure.localise import Located
-from gradaudit.measure.measurement import locate
+from gradaudit.measure.measurement import locate, measure
+from gradaudit.measure.sources import choose
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
-from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation
+from gradaudit.protocols import Model, SupportsCuts, SupportsSizes, SupportsTruncation
 from gradaudit.recurrent import Truncation, none
+from gradaudit.sites import Cut
 
 __all__ = ["Evidence", "least_squares_ratio"]
+
+#: A loss with held values is the same at the base point, up to so many eps.
+_SAME = 64.0
 
 
 @final
@@ -76,6 +82,47 @@ class Evidence:
         if self.total is None or self.lifted_gradients is None:
             return None
         return judge(self.total.lines, self.lifted_gradients, self.total.source, self.options, own=False)
+
+    @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Where the user's own code cuts the gradient; empty where the model cannot say."""
+        if not isinstance(self.model, SupportsCuts):
+            return ()
+        try:
+            return tuple(cut for cut in self.model.cuts() if not cut.library)
+        except Exception:  # noqa: BLE001  # a listing that fails lists nothing; the verdict stands without it
+            return ()
+
+    def without(self, cuts: Sequence[Cut]) -> tuple[Gradients, Measurement] | None:
+        """The experiment: the analytic gradient with these cuts removed, against the numbers already there."""
+        if self.total is None or not isinstance(self.model, SupportsCuts):
+            return None
+        try:
+            model = self.model.without(cuts)
+            if model is None:
+                return None
+            _, found = gradient_of(model, self.budget)
+        except Exception:  # noqa: BLE001  # the budget is spent, or a cut held up what cannot be differentiated
+            return None
+        gradients = {name: found[name] for name in self.baseline.gradients}
+        return gradients, judge(self.total.lines, gradients, self.total.source, self.options, own=False)
+
+    def holding(self, cuts: Sequence[Cut]) -> Measurement | None:
+        """The experiment: the analytic gradient against the loss whose cut values stay what they are."""
+        if not isinstance(self.model, SupportsCuts):
+            return None
+        try:
+            model = self.model.holding(cuts)
+            if model is None:
+                return None
+            loss = as_scalar(model.loss(model.parameters()), "loss()")
+            # what is held must be what was there; otherwise the experiment says nothing
+            if abs(float(loss) - float(self.baseline.loss)) > _SAME * eps(loss.dtype) * abs(float(loss)):
+                return None
+            source = choose(model, loss, self.budget, seed=self.options.seed)
+            return measure(source, self.baseline.gradients, self.options, self.budget)
+        except Exception:  # noqa: BLE001  # as in `without`
+            return None
 
     def place(self, name: str) -> Located | None:
         """The experiment: where a wrong tensor is wrong, by its entries if they were read, else by group tests."""

@@ -40,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GA601", "not differentiable here: a kink", point.kink, explains=False),
     Rule("GA102", "truncated in time, as declared", time.truncated_as_declared),
     Rule("GA103", "not the gradient of the declared truncation", time.not_as_declared, explains=False),
+    Rule("GA101", "cut at a line", cut.at_line),
     Rule("GA201", "missing gradient", cut.missing),
     Rule("GA603", "the loss stands still, its gradient does not", point.straight_through),
     Rule("GA303", "opposite sign", factor.sign),

@@ -1,0 +1,125 @@
+"""Cuts by experiment: listed, removed, held; the wrong line is never blamed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradaudit
+from gradaudit import Verdict
+from gradaudit.sites import Cut
+
+X = np.random.default_rng(0).uniform(0.5, 1.5, 30)
+
+
+def cut(line, **options):
+    return Cut(kind="detach", path="/home/me/model.py", line=line, function="forward", **options)
+
+
+class Product:
+    """The sum of ``sin(x) exp(x / 2) / (1 + x^2)``; the gradient leaves out the factors that are cut.
+
+    The factor at position i is written in line i + 1. A fault is what else is done to the gradient.
+    """
+
+    def __init__(self, cuts, *, fault=None, held=None):
+        self.listed, self.fault, self.held = tuple(cuts), fault, dict(held or {})
+        self.removed = frozenset()
+
+    def parameters(self):
+        return {"x": X}
+
+    def factors(self, x):
+        return [np.sin(x), np.exp(x / 2), 1 / (1 + x * x)]
+
+    def slopes(self, x):
+        return [np.cos(x), np.exp(x / 2) / 2, -2 * x / (1 + x * x) ** 2]
+
+    def loss(self, p):
+        return np.prod([self.held.get(i, f) for i, f in enumerate(self.factors(p["x"]))], axis=0).sum()
+
+    def value_and_grad(self, p):
+        factors, slopes = self.factors(p["x"]), self.slopes(p["x"])
+        total = np.zeros_like(p["x"])
+        for i in range(3):
+            if not any(c.line == i + 1 for c in self.listed if c not in self.removed) and i not in self.held:
+                total += slopes[i] * np.prod([self.held.get(j, f) for j, f in enumerate(factors) if j != i], axis=0)
+        return self.loss(p), {"x": total if self.fault is None else self.fault(total)}
+
+    def cuts(self):
+        return self.listed
+
+    def without(self, cuts):
+        if not all(c.removable for c in cuts):
+            return None
+        other = Product(self.listed, fault=self.fault, held=self.held)
+        other.removed = frozenset(cuts)
+        return other
+
+    def holding(self, cuts):
+        base = self.factors(X)
+        return Product(self.listed, fault=self.fault, held={c.line - 1: base[c.line - 1] for c in cuts if c.line < 4})
+
+
+def finding(model, **options):
+    report = gradaudit.audit(model, **options)
+    assert report.verdict is Verdict.DISAGREE
+    return report.findings[0]
+
+
+def test_the_cut_is_named_with_its_line():
+    found = finding(Product([cut(2, executions=999), cut(9)]))
+    assert found.code == "GA101"
+    assert found.confidence == "proven"
+    assert found.title == "cut at model.py:2"
+    assert "detach at model.py:2 in forward (999 times)" in found.sentence
+    assert "model.py:9" not in found.sentence
+    x = X
+    full = np.cos(x) * np.exp(x / 2) / (1 + x**2) + np.sin(x) * np.exp(x / 2) * (0.5 - 2 * x / (1 + x**2)) / (1 + x**2)
+    part = np.sin(x) * np.exp(x / 2) / 2 / (1 + x**2)
+    assert found.numbers["removed"] == pytest.approx(np.linalg.norm(part) / np.linalg.norm(full), rel=1e-12)
+
+
+def test_two_lines_share_the_gap():
+    found = finding(Product([cut(1), cut(9), cut(3)]))
+    assert found.code == "GA101"
+    assert "2 cuts share the gap" in found.sentence
+    assert {"model.py:1", "model.py:3"} <= set(found.title.removeprefix("cut at ").split(", "))
+    assert "model.py:9" not in found.title
+
+
+def test_what_cannot_be_removed_is_held():
+    found = finding(Product([cut(9, removable=False), cut(3, removable=False)]))
+    assert (found.code, found.confidence, found.title) == ("GA101", "proven", "cut at model.py:3")
+    assert "held at the base point" in found.evidence
+
+
+def test_two_that_cannot_be_removed_are_held_together():
+    found = finding(Product([cut(1, removable=False), cut(3, removable=False)]))
+    assert found.title == "cut at model.py:1, model.py:3"
+
+
+@pytest.mark.parametrize("removable", [True, False])
+def test_a_cut_is_not_blamed_for_another_fault(removable):
+    """Half the gradient is an error whatever is cut."""
+    found = finding(Product([cut(2, removable=removable)], fault=lambda g: 0.5 * g))
+    assert found.code != "GA101"
+    assert finding(Product([cut(9, removable=removable)], fault=lambda g: 0.5 * g)).code == "GA301"
+
+
+def test_cuts_in_libraries_are_none_of_the_users():
+    assert finding(Product([cut(2, library=True)])).code != "GA101"
+
+
+def test_a_right_gradient_lists_nothing():
+    report = gradaudit.audit(Product([cut(9)]))
+    assert report.verdict is Verdict.AGREE
+    assert report.findings == ()
+
+
+def test_a_listing_that_fails_leaves_the_verdict(monkeypatch):
+    def broken(self):
+        raise RuntimeError
+
+    monkeypatch.setattr(Product, "cuts", broken)
+    assert finding(Product([cut(2)])).code != "GA101"
