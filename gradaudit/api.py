@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from gradaudit import across, auditor
 from gradaudit.compare import Verdict
@@ -22,6 +22,7 @@ def audit(
     *,
     parameters: str = _DEFAULT.parameters,
     truncation: Truncation | None = None,
+    intended: Sequence[str] = (),
     significant: float | None = None,
     false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
@@ -37,6 +38,7 @@ def audit(
         target: a model: anything with ``parameters()``, ``loss(p)`` and ``value_and_grad(p)``.
         parameters: glob over parameter names.
         truncation: a truncation that you accept; a model that declares it is judged given its cuts.
+        intended: cuts that you mean, by line (``"model.py:57"``) or function, globs allowed; judged given them.
         significant: the smallest relative error that matters; by default 1e-3, and 1e-2 for bare float32 losses.
         false_alarm: accepted probability, an audit, that a right gradient is called wrong.
         max_evaluations: forward passes at most.
@@ -54,6 +56,7 @@ def audit(
     options = AuditOptions(
         parameters=parameters,
         truncation=truncation,
+        intended=tuple(intended) if not isinstance(intended, str) else (intended,),
         significant=significant,
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,
@@ -69,6 +72,7 @@ def audit_all(
     *,
     parameters: str = _DEFAULT.parameters,
     truncation: Truncation | None = None,
+    intended: Sequence[str] = (),
     significant: float | None = None,
     false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
@@ -88,6 +92,7 @@ def audit_all(
     options = AuditOptions(
         parameters=parameters,
         truncation=truncation,
+        intended=tuple(intended) if not isinstance(intended, str) else (intended,),
         significant=significant,
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,
@@ -103,6 +108,7 @@ def assert_gradients_agree(
     *,
     parameters: str = _DEFAULT.parameters,
     truncation: Truncation | None = None,
+    intended: Sequence[str] = (),
     significant: float | None = None,
     false_alarm: float = _DEFAULT.false_alarm,
     max_evaluations: int = _DEFAULT.max_evaluations,
@@ -120,6 +126,7 @@ def assert_gradients_agree(
         target,
         parameters=parameters,
         truncation=truncation,
+        intended=tuple(intended) if not isinstance(intended, str) else (intended,),
         significant=significant,
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,

@@ -15,7 +15,7 @@ from gradaudit.arrays import Array, ParameterSpec
 from gradaudit.compare import Comparison, Verdict, worst
 from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
 from gradaudit.diagnose.explain import explain
-from gradaudit.errors import ModelContractError
+from gradaudit.errors import ModelContractError, OptionError
 from gradaudit.measure.baseline import Baseline, baseline
 from gradaudit.measure.beside import AtKink, judged_beside
 from gradaudit.measure.judgement import Measurement
@@ -25,7 +25,7 @@ from gradaudit.measure.sources import choose
 from gradaudit.measure.state import SeedFixed, preserved
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
-from gradaudit.protocols import Model, SupportsEnvironment, SupportsFrozen, SupportsTruncation
+from gradaudit.protocols import Model, SupportsCuts, SupportsEnvironment, SupportsFrozen, SupportsTruncation
 from gradaudit.report import AuditReport, Entries, ParameterResult, WrongEntry
 
 __all__ = ["Progress", "audit", "audit_each"]
@@ -101,7 +101,7 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
         # values that overflow at far points are data, not something to warn the user of
         with np.errstate(all="ignore"):
             total = measure(choose(model, base.loss, budget, seed=options.seed), base.gradients, options, budget)
-            held = model.frozen() if isinstance(model, SupportsFrozen) else None
+            held = _held(model, options)
             if held is not None and total.verdict is not Verdict.AGREE:
                 frozen = measure(choose(held, base.loss, budget, seed=options.seed), base.gradients, options, budget)
             if frozen is None and (beside := judged_beside(model, total, options, budget)) is not None:
@@ -119,11 +119,29 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
     )
 
 
+def _held(model: Model, options: AuditOptions) -> Model | None:
+    """The loss with its declared truncation, or the cuts that the user means, held at the base point."""
+    if not options.intended:
+        return model.frozen() if isinstance(model, SupportsFrozen) else None
+    listed = model.cuts() if isinstance(model, SupportsCuts) else ()
+    meant = [cut for cut in listed if any(cut.matches(glob) for glob in options.intended)]
+    held = model.holding(meant) if meant and isinstance(model, SupportsCuts) else None
+    if held is None:
+        msg = f"intended={options.intended} names no cut that can be held; there are: {'; '.join(map(str, listed))}"
+        raise OptionError(
+            msg if listed else f"{msg}none that this model can list",
+            where="options",
+            hint="a line or a function of these",
+        )
+    return held
+
+
 def _judged(evidence: Evidence) -> Measurement | None:
     """The frozen loss where the user accepts the truncation that the model declares, otherwise the loss."""
     accepted = evidence.options.truncation
     model = evidence.model
     declared = isinstance(model, SupportsTruncation) and accepted is not None and model.truncation == accepted
+    declared = declared or bool(evidence.options.intended)
     return evidence.frozen if declared and evidence.frozen is not None else evidence.total
 
 

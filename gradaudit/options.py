@@ -24,6 +24,8 @@ class AuditOptions:
         seed: of the probing directions; the same seed probes the same on every backend.
         parameters: glob over parameter names, for example ``"encoder.*"``.
         truncation: a truncation that the user accepts: a model declaring it is judged against its frozen gradient.
+        intended: globs over cuts that the user means, by line (``"model.py:57"``) or function (``"target"``): the
+            gradient is judged with the values there held.
         entries: read the entries of small tensors also where the tensor agrees.
         batch_bytes: memory for evaluating many points at once.
 
@@ -37,6 +39,7 @@ class AuditOptions:
     seed: int = 0
     parameters: str = "*"
     truncation: Truncation | None = None
+    intended: tuple[str, ...] = ()
     entries: bool = False
     batch_bytes: int = 64 * 2**20
 
@@ -51,6 +54,9 @@ class AuditOptions:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 msg = f"{name} must be a whole number, at least {least}, got {value!r}"
                 raise OptionError(msg, where="options", hint=f"leave {name} out, or give a larger number")
+        if isinstance(self.intended, str) or not all(isinstance(glob, str) for glob in self.intended):
+            msg = f"intended must be several globs, got {self.intended!r}"
+            raise OptionError(msg, where="options", hint='intended=("model.py:57",)')
         if self.truncation is not None and not isinstance(self.truncation, Truncation):
             msg = f"truncation must be a Truncation, got {self.truncation!r}"
             raise OptionError(msg, where="options", hint="gradaudit.tail(1), or Truncation.parse('tail:1')")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 __all__ = ["Cut"]
@@ -38,6 +39,10 @@ class Cut:
     def place(self) -> str:
         """For people: ``model.py:57``."""
         return f"{Path(self.path).name}:{self.line}"
+
+    def matches(self, glob: str) -> bool:
+        """Whether a glob names its line, with or without the folder, or its function."""
+        return any(fnmatchcase(name, glob) for name in (self.place, f"{self.path}:{self.line}", self.function))
 
     def __str__(self) -> str:
         return f"{self.kind} at {self.place}" + (f" in {self.function}" if self.function else "")

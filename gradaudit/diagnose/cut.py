@@ -20,6 +20,7 @@ __all__ = ["at_line", "missing"]
 _MOST_LINES, _MOST_SHARED = 12, 3
 #: A cut that closes less of the gap has no part in it.
 _PART = 1e-3
+_MEANT = "You mean this cut; the verdict is that of the gradient given it."
 
 
 def at_line(evidence: Evidence) -> Finding | None:
@@ -107,10 +108,22 @@ def _finding(
         confidence="proven",
         sentence=f"{start}{', '.join(times)}. That changes the gradient of {names}{share}.",
         evidence=shown,
-        remedy="If the cut is meant (a target, a truncation, a straight-through estimator), the backward pass is right "
-        "given it. If not, remove it, or compute the value that it guards inside the graph.",
+        remedy=_MEANT if _accepted(evidence, cuts) else _remedy(cuts),
         parameters=tuple(wrong),
         numbers=numbers,
+    )
+
+
+def _accepted(evidence: Evidence, cuts: Sequence[Cut]) -> bool:
+    return all(any(cut.matches(glob) for glob in evidence.options.intended) for cut in cuts)
+
+
+def _remedy(cuts: Sequence[Cut]) -> str:
+    places = ", ".join(f'"{place}"' for place in dict.fromkeys(cut.place for cut in cuts))
+    return (
+        "If this is meant (a target, a truncation, a straight-through estimator): the backward pass is right given it; "
+        f"pass intended=[{places}], and the report judges the gradient so. If not: remove it, or compute inside the "
+        "graph what it cuts off."
     )
 
 

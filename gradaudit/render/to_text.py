@@ -37,7 +37,7 @@ def headline(report: AuditReport) -> str:
     name = report.environment.get("backend", "")
     version = report.environment.get(name, "")
     framework = f"{name} {version}, " if name else ""
-    given = " given its truncation" if report.judged == "frozen" else ""
+    given = f" given its {'cuts' if report.options.intended else 'truncation'}" if report.judged == "frozen" else ""
     left = f"{report.verdict}{given}   {report.target}"
     source = f"({framework}{report.dtype}; numeric: {report.source})"
     cost = f"{report.evaluations} evaluations, {report.seconds:.2f} s"

@@ -123,3 +123,30 @@ def test_a_listing_that_fails_leaves_the_verdict(monkeypatch):
 
     monkeypatch.setattr(Product, "cuts", broken)
     assert finding(Product([cut(2)])).code != "GA101"
+
+
+def test_an_intended_cut_is_judged_as_such():
+    model = Product([cut(2), cut(9)])
+    for glob in ("model.py:2", "*/me/model.py:2", "model.py:*", "forward"):
+        report = gradaudit.audit(model, intended=[glob])
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert report.judged == "frozen"
+        (found,) = report.findings
+        assert (found.code, found.remedy.split(";")[0]) == ("GA101", "You mean this cut")
+        assert found.numbers["removed"] > 0.1
+        assert "given its cuts" in str(report)
+        assert gradaudit.AuditReport.from_json(report.to_json()).options == report.options
+
+
+def test_an_intended_cut_is_no_licence_for_another_fault():
+    report = gradaudit.audit(Product([cut(2)], fault=lambda g: 1.01 * g), intended=["model.py:2"])
+    assert report.verdict is Verdict.DISAGREE
+
+
+def test_an_intended_cut_that_is_not_there_is_an_error():
+    with pytest.raises(gradaudit.errors.OptionError, match=r"model\.py:7.*detach at model\.py:2 in forward"):
+        gradaudit.audit(Product([cut(2)]), intended=["model.py:7"])
+    with pytest.raises(gradaudit.errors.OptionError, match="none that this model can list"):
+        gradaudit.audit(Product([]), intended=["model.py:7"])
+    with pytest.raises(gradaudit.errors.OptionError, match="several globs"):
+        gradaudit.AuditOptions(intended="model.py:7")
