@@ -37,7 +37,10 @@ def wrong_block(evidence: Evidence) -> Finding | None:
         code="GA406",
         title="wrong block",
         confidence="consistent",
-        sentence=" ".join(f"{name}: {place.where}; the rest is right." for name, place in found.items()),
+        sentence=" ".join(
+            f"{name}: {place.where}; {'the rest is right' if place.complete else 'there may be more'}."
+            for name, place in found.items()
+        ),
         remedy="Look at what makes this part different: a gate, a head, a shard, a slice written twice or not at all.",
         parameters=tuple(found),
     )

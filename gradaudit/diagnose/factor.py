@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from gradaudit.arrays import eps
-from gradaudit.compare import Comparison, Precision
+import numpy as np
+
+from gradaudit.arrays import eps, global_norm
+from gradaudit.compare import Comparison, Precision, Verdict
 from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
-__all__ = ["constant_ratio", "sign"]
+__all__ = ["clipped_by_norm", "clipped_by_value", "constant_ratio", "sign"]
 
 #: A factor is named by a size when it equals it this closely.
 _NAMED = 2e-3
@@ -16,6 +18,9 @@ _NAMED = 2e-3
 _NO_FACTOR = 1e-4
 #: One line always fits one number; a second one does not by chance, unless there is only one entry.
 _LEAST_LINES = 2
+#: Thresholds that people choose: these times a power of ten. Met this closely they are no chance.
+_ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 8.0)
+_MET = 1e-5
 
 
 def sign(evidence: Evidence) -> Finding | None:
@@ -54,6 +59,73 @@ def constant_ratio(evidence: Evidence) -> Finding | None:
         parameters=tuple(names),
         numbers={"factor": factor},
     )
+
+
+def clipped_by_norm(evidence: Evidence) -> Finding | None:
+    """GA304: one factor below 1 for all tensors, and what is left has a round norm."""
+    found = _factor(evidence)
+    if found is None or not 0 < found[1] < 1:
+        return None
+    names, factor = found
+    gradients = evidence.baseline.gradients
+    if any(np.any(g) for name, g in gradients.items() if g is not None and name not in names):
+        return None
+    norm = global_norm(gradients)
+    limit = _round(norm)
+    if limit is None:
+        return None
+    return Finding(
+        code="GA304",
+        title=f"clipped by norm {number(limit)}",
+        confidence="consistent",
+        sentence=f"Every tensor's gradient is the derivative times {number(factor)}, and together they have the norm "
+        f"{number(limit)}: clipped from {number(norm / factor)}.",
+        remedy="Audit the gradient before it is clipped; or, if this is the loss scaler's gradient, unscale before "
+        "you clip.",
+        parameters=tuple(names),
+        numbers={"factor": factor, "limit": limit},
+    )
+
+
+def clipped_by_value(evidence: Evidence) -> Finding | None:
+    """GA305: several entries have exactly the same, round, largest size."""
+    gradients = evidence.baseline.gradients
+    found: dict[str, tuple[float, int, int]] = {}
+    for name in evidence.wrong():
+        g = gradients[name]
+        if g is None or not np.isfinite(g).all() or not np.any(g):
+            continue
+        size = np.abs(g)
+        limit, n = _round(float(size.max())), int((size == size.max()).sum())
+        if limit is not None and 1 < n < g.size and _right_below(evidence, name, limit):
+            found[name] = limit, n, g.size
+    if not found or len({limit for limit, _, _ in found.values()}) > 1:
+        return None
+    limit = next(iter(found.values()))[0]
+    shown = ", ".join(f"{n} of {size:,} entries of {name}" for name, (_, n, size) in found.items())
+    return Finding(
+        code="GA305",
+        title=f"clipped by value {number(limit)}",
+        confidence="consistent",
+        sentence=f"The largest size is exactly {number(limit)} in {shown}, and none is larger.",
+        remedy="Audit the gradient before it is clipped.",
+        parameters=tuple(found),
+        numbers={"limit": limit},
+    )
+
+
+def _right_below(evidence: Evidence, name: str, limit: float) -> bool:
+    """Whether the entries that were read and not clipped are right."""
+    read = [] if evidence.total is None else evidence.total.of(name, entries=True)
+    return all(c.verdict is not Verdict.DISAGREE for c in read if abs(c.analytic) / c.direction.length < limit)
+
+
+def _round(size: float) -> float | None:
+    """The round number that a size is, if it is one."""
+    if not size > 0 or not np.isfinite(size):
+        return None
+    power = 10.0 ** np.floor(np.log10(size) + 1e-9)
+    return next((float(r * power) for r in _ROUND if abs(size / (r * power) - 1) <= _MET), None)
 
 
 def _factor(evidence: Evidence) -> tuple[list[str], float] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
-from gradaudit.diagnose import arrangement, cut, factor, point, precision, repeat, time
+from gradaudit.diagnose import arrangement, cut, factor, point, precision, rearranged, repeat, time
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.errors import OptionError
 from gradaudit.report import Finding
@@ -44,7 +44,13 @@ RULES: tuple[Rule, ...] = (
     Rule("GA201", "missing gradient", cut.missing),
     Rule("GA603", "the loss stands still, its gradient does not", point.straight_through),
     Rule("GA303", "opposite sign", factor.sign),
+    Rule("GA304", "clipped by norm", factor.clipped_by_norm),
     Rule("GA301", "constant factor", factor.constant_ratio),
+    Rule("GA305", "clipped by value", factor.clipped_by_value),
+    Rule("GA401", "transposed", rearranged.transposed),
+    Rule("GA402", "gradients of two parameters swapped", rearranged.swapped),
+    Rule("GA403", "blocks in another order", rearranged.permuted),
+    Rule("GA404", "shifted or reversed", rearranged.shifted),
     Rule("GA405", "wrong entries", arrangement.wrong_entries),
     Rule("GA406", "wrong block", arrangement.wrong_block),
     Rule("GA901", "unexplained", precision.unexplained),

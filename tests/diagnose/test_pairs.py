@@ -122,6 +122,22 @@ def large(change):
     return of(lambda p: (c * np.sin(p["x"])).sum(), gradient, x=x)
 
 
+def square(change):
+    """A 12 x 12 tensor; ``change`` makes another gradient of the right one."""
+    c, x = np.random.default_rng(6).standard_normal((2, 12, 12))
+    return of(lambda p: (c * np.sin(p["x"])).sum(), lambda p: {"x": change(c * np.cos(p["x"])).copy()}, x=x)
+
+
+def twins(change):
+    """Two tensors of one shape."""
+    c, d, a, b = np.random.default_rng(7).standard_normal((4, 5, 7))
+
+    def gradient(p):
+        return change({"a": c * np.cos(p["a"]), "b": -d * np.sin(p["b"])})
+
+    return of(lambda p: (c * np.sin(p["a"])).sum() + (d * np.cos(p["b"])).sum(), gradient, a=a, b=b)
+
+
 def one_entry(g):
     g[3, 17] *= 1.01
 
@@ -146,7 +162,13 @@ FIRES = {
     "GA701": unresolved(),
     "GA801": randomised(loss_random=True, gradient_random=False),
     "GA802": randomised(loss_random=False, gradient_random=True),
-    "GA901": mlp(lambda g: g | {"first": g["first"][::-1].copy()}),
+    "GA304": mlp(lambda g: times(1 / np.sqrt(sum((a**2).sum() for a in g.values())))(g)),
+    "GA305": mlp(lambda g: {name: np.clip(a, -0.05, 0.05) for name, a in g.items()}),
+    "GA401": square(lambda g: g.T),
+    "GA402": twins(lambda g: {"a": g["b"], "b": g["a"]}),
+    "GA403": square(lambda g: np.concatenate([g[:, 3:6], g[:, :3], g[:, 6:]], axis=1)),
+    "GA404": mlp(lambda g: g | {"first": g["first"][::-1].copy()}),
+    "GA901": mlp(lambda g: g | {"first": g["first"] * np.linspace(0.5, 2, 24).reshape(4, 6)}),
 }
 
 
@@ -342,6 +364,33 @@ def test_the_wrong_entry_of_a_small_tensor_is_named():
     report = gradaudit.audit(mlp(fault))
     assert report.findings[0].code == "GA405"
     assert [entry.index for entry in report["second"].wrong] == [(2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("GA304", "clipped by norm 1"),
+        ("GA305", "clipped by value 0.05"),
+        ("GA401", "x is the derivative when transposed"),
+        ("GA402", "a has the gradient of b, and b that of a"),
+        ("GA403", "4 equal blocks of axis 1 in the order 1, 0, 2, 3"),
+        ("GA404", "first is the derivative when reversed along axis 0"),
+    ],
+)
+def test_what_was_done_to_it_is_said(code, words):
+    finding = gradaudit.audit(FIRES[code]).findings[0]
+    assert words in f"{finding.title}. {finding.sentence}"
+
+
+@pytest.mark.parametrize("change", [lambda g: 1.5 * g.T, lambda g: g + 0.1 * g.T, lambda g: np.roll(g, 2, 0)])
+def test_what_no_rearrangement_explains_is_no_rearrangement(change):
+    codes = {finding.code for finding in gradaudit.audit(square(change)).findings}
+    assert not codes & {"GA401", "GA402", "GA403", "GA404"}
+
+
+@pytest.mark.parametrize("factor", [0.37, 2.0])
+def test_a_factor_without_a_round_norm_is_a_factor(factor):
+    assert gradaudit.audit(mlp(times(factor))).findings[0].code == "GA301"
 
 
 def test_a_wrong_row_is_named():

@@ -27,13 +27,13 @@ def test_a_page_shows_the_real_output(page):
     assert docs_examples.check(page, frameworks=FRAMEWORKS) == []
 
 
-def testable(page):
+def runs_here(page):
     """Whether the framework of a page's programs is tested in this environment; ``cross`` tests them all."""
     needs = {example.framework for example in docs_examples.examples(page.read_text())} - {None}
     return needs <= set(FRAMEWORKS)
 
 
-RULE_PAGES = [page for page in sorted(docs_examples.PAGES.glob("*.md")) if testable(page)]
+RULE_PAGES = [page for page in sorted(docs_examples.PAGES.glob("*.md")) if runs_here(page)]
 
 
 @pytest.mark.parametrize("page", RULE_PAGES, ids=lambda page: page.stem)
