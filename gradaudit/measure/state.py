@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import final
 
 import numpy as np
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar
-from gradaudit.protocols import Model, SupportsEnvironment, SupportsSizes, SupportsState
+from gradaudit.protocols import Model, SupportsCuts, SupportsEnvironment, SupportsSizes, SupportsState, SupportsTwin
+from gradaudit.sites import Cut
 
 __all__ = ["SeedFixed", "preserved"]
 
@@ -52,6 +53,28 @@ class SeedFixed:
         """Loss and gradient, drawn from the same state every time."""
         with preserved(self._model):
             return self._model.value_and_grad(parameters)
+
+    def twin(self) -> Model | None:
+        """The float64 twin, drawing from the same state; its draws may differ, and then so does its loss."""
+        with preserved(self._model):
+            twin = self._model.twin() if isinstance(self._model, SupportsTwin) else None
+        return None if twin is None else SeedFixed(twin)
+
+    def cuts(self) -> Sequence[Cut]:
+        """The model's cuts."""
+        with preserved(self._model):
+            return self._model.cuts() if isinstance(self._model, SupportsCuts) else ()
+
+    def without(self, cuts: Collection[Cut]) -> Model | None:
+        """The model without some cuts, drawing from the same state."""
+        other = self._model.without(cuts) if isinstance(self._model, SupportsCuts) else None
+        return None if other is None else SeedFixed(other)
+
+    def holding(self, cuts: Collection[Cut]) -> Model | None:
+        """The model with cut values held, drawing from the same state; they are recorded from that state, too."""
+        with preserved(self._model):
+            other = self._model.holding(cuts) if isinstance(self._model, SupportsCuts) else None
+        return None if other is None else SeedFixed(other)
 
     def sizes(self) -> Mapping[str, int]:
         """The model's own sizes."""
