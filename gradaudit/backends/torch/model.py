@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, cached_property
 from typing import Any, TypeAlias, final
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
+from gradaudit.backends.torch.cuts import held, listed, removed
 from gradaudit.backends.torch.state import preserved, threads
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
+from gradaudit.sites import Cut
 
-__all__ = ["TorchModel", "as_array", "as_tensor", "environment"]
+__all__ = ["HeldModel", "TorchModel", "as_array", "as_tensor", "environment"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 
@@ -167,6 +169,35 @@ class TorchModel:
             return None
         return twin if loss.dtype == np.float64 else None
 
+    def cuts(self) -> Sequence[Cut]:
+        """Where the gradient is cut: see `gradaudit.backends.torch.cuts`."""
+        with preserved(), self._recording():
+            return listed(self._function, self._leaves(self._parameters))
+
+    def without(self, cuts: Collection[Cut]) -> TorchModel | None:
+        """The same loss, these cuts removed; None where PyTorch then refuses, as for a parameter changed in place."""
+        if not all(cut.removable for cut in cuts):
+            return None
+        model = self._over(removed(self._function, cuts))
+        try:
+            with preserved():
+                model.value_and_grad(self._parameters)
+        except RuntimeError:
+            return None
+        return model
+
+    def holding(self, cuts: Collection[Cut]) -> HeldModel | None:
+        """The loss with these cuts' values held; None where that changes it at the base point."""
+        with preserved(), self._recording():
+            function = held(self._function, self._leaves(self._parameters), cuts)
+        model = self._over(function)
+        with preserved():
+            loss = self.loss(self._parameters)
+        with preserved():
+            again = model.loss(self._parameters)
+        same = np.allclose(again, loss, rtol=16 * eps(loss.dtype), atol=0, equal_nan=True)
+        return HeldModel(model, lambda: self._held_twin(cuts)) if same else None
+
     def preserved(self) -> AbstractContextManager[None]:
         """PyTorch's global state as it was, see `gradaudit.backends.torch.state`."""
         return preserved()
@@ -174,6 +205,13 @@ class TorchModel:
     def environment(self) -> Mapping[str, str]:
         """PyTorch's version."""
         return environment()
+
+    def _over(self, function: Function) -> TorchModel:
+        return TorchModel(function, self._tensors(self._parameters), n_threads=self._n_threads)
+
+    def _held_twin(self, cuts: Collection[Cut]) -> HeldModel | None:
+        twin = self.twin()
+        return None if twin is None else twin.holding(cuts)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -216,6 +254,39 @@ class TorchModel:
             except RuntimeError:  # a loss with torch.func inside: it refuses these hooks
                 return 0
         return sum(saved.values())
+
+
+@final
+class HeldModel:
+    """A loss with cut values held: one point at a time, since vmap and forward mode hide what depends on parameters."""
+
+    def __init__(self, model: TorchModel, twin: Callable[[], HeldModel | None]) -> None:
+        self._model = model
+        self._twin = twin
+
+    def parameters(self) -> NamedArrays:
+        """The base point."""
+        return self._model.parameters()
+
+    def loss(self, parameters: NamedArrays) -> Scalar:
+        """The loss."""
+        return self._model.loss(parameters)
+
+    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
+        """The loss and its gradient, of which nothing flows through the held values."""
+        return self._model.value_and_grad(parameters)
+
+    def twin(self) -> HeldModel | None:
+        """The same in float64, the values held at what they are in float64."""
+        return self._twin()
+
+    def preserved(self) -> AbstractContextManager[None]:
+        """PyTorch's global state as it was."""
+        return self._model.preserved()
+
+    def environment(self) -> Mapping[str, str]:
+        """PyTorch's version."""
+        return self._model.environment()
 
 
 @cache

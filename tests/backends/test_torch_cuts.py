@@ -1,0 +1,393 @@
+"""Where PyTorch programs cut their gradient: the line, the gradient without the cut, the loss with it held."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+from gradaudit.backends import registry
+from gradaudit.protocols import SupportsCuts
+from tests import conftest
+
+#: Collected where torch is tested, unknown elsewhere: nothing is skipped silently.
+__test__ = "torch" in conftest.tested()
+
+N_STEPS = 50
+
+
+@pytest.fixture
+def torch():
+    import torch
+
+    return torch
+
+
+def model(function, parameters):
+    return registry.get("torch").function_model(function, parameters)
+
+
+def base(dtype="float64"):
+    rng = np.random.default_rng(1)
+    return {"W": (0.5 * rng.standard_normal((3, 3))).astype(dtype), "b": rng.standard_normal(3).astype(dtype)}
+
+
+def marked(function, marker="# CUT"):
+    lines, start = inspect.getsourcelines(function)
+    return [start + i for i, line in enumerate(lines) if line.rstrip().endswith(marker)]
+
+
+def differences(m, h=1e-4):
+    """The gradient by central differences of fourth order."""
+    point = m.parameters()
+    gradients = {n: np.zeros_like(p) for n, p in point.items()}
+    for name, gradient in gradients.items():
+        for index in np.ndindex(gradient.shape):
+            losses = []
+            for step in (-2, -1, 1, 2):
+                moved = {n: p.copy() for n, p in point.items()}
+                moved[name][index] += step * h
+                losses.append(float(m.loss(moved)))
+            gradient[index] = (losses[0] - 8 * losses[1] + 8 * losses[2] - losses[3]) / (12 * h)
+    return gradients
+
+
+def assert_close(actual, expected, tolerance):
+    for name, value in expected.items():
+        own = np.zeros_like(value) if actual[name] is None else actual[name]
+        np.testing.assert_allclose(own, value, rtol=tolerance, atol=tolerance)
+
+
+def assert_held(m, cuts):
+    held = m.holding(cuts)
+    np.testing.assert_allclose(held.loss(held.parameters()), m.loss(m.parameters()), rtol=1e-12)
+    analytic = m.value_and_grad(m.parameters())[1]
+    assert_close(differences(held), {n: np.zeros(3) if g is None else g for n, g in analytic.items()}, 1e-6)
+    assert_close(held.value_and_grad(held.parameters())[1], analytic, 1e-12)
+
+
+def assert_mended(m, cuts):
+    """Without the cuts the gradient is that of the loss, and not before."""
+    true = differences(m)
+    loss, gradients = m.without(cuts).value_and_grad(m.parameters())
+    assert loss == m.loss(m.parameters())
+    assert_close(gradients, true, 1e-9)
+    with pytest.raises(AssertionError):
+        assert_close(m.value_and_grad(m.parameters())[1], true, 1e-6)
+
+
+def check(function, kind, executions=1, of=None, name=None):
+    """One cut, the one that is marked."""
+    m = model(function, base())
+    assert isinstance(m, SupportsCuts)
+    (cut,) = m.cuts()
+    assert (cut.kind, cut.path, [cut.line]) == (kind, __file__, marked(of or function))
+    assert (cut.executions, cut.library, cut.removable) == (executions, False, True)
+    assert cut.function == (name or function.__name__)
+    assert_mended(m, [cut])
+    assert_held(m, [cut])
+    return cut
+
+
+def test_detach_in_a_loop(torch):
+    def loss(p):
+        h = torch.zeros(3, dtype=torch.float64)
+        for _ in range(N_STEPS):
+            h = torch.tanh(p["W"] @ h.detach() + p["b"])  # CUT
+        return (h**2).sum()
+
+    # the first time h is a constant
+    check(loss, "detach", executions=N_STEPS - 1)
+
+
+@pytest.mark.parametrize("how", ["no_grad", "set_grad_enabled", "enabled inside"])
+def test_a_region_without_gradient(torch, how):
+    def plain(p):
+        h = p["W"] @ p["b"]
+        with torch.no_grad():  # CUT
+            norm = h.norm()
+            norm = norm + 1
+        return torch.sin(h / norm).sum()
+
+    def setting(p):
+        h = p["W"] @ p["b"]
+        with torch.set_grad_enabled(False):  # CUT
+            norm = h.norm()
+        return torch.sin(h / norm).sum()
+
+    def nested(p):
+        h = p["W"] @ p["b"]
+        with torch.no_grad():  # CUT
+            with torch.enable_grad():
+                square = h.square()
+            norm = square.sum().sqrt()
+        return torch.sin(h / norm).sum()
+
+    function = {"no_grad": plain, "set_grad_enabled": setting, "enabled inside": nested}[how]
+    check(function, "set_grad_enabled" if function is setting else "no_grad")
+
+
+def test_a_region_that_writes_in_place(torch):
+    def loss(p):
+        kept = torch.zeros(2, 3, dtype=torch.float64)
+        h = p["W"] @ p["b"]
+        with torch.no_grad():  # CUT
+            kept[0] = h
+            kept[1].add_(h.square())
+            kept.mul_(0.5)
+        return (torch.sin(h) * kept).sum()
+
+    check(loss, "no_grad")
+
+
+def test_data(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        scale = h.data  # CUT
+        return (h * scale.cos()).sum()
+
+    check(loss, ".data")
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct:UserWarning", "ignore:Converting a tensor:UserWarning")
+def test_rewrapped(torch):
+    def one(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        return (h * torch.tensor(h)).sum()  # CUT
+
+    def several(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        return (h[:2] * torch.as_tensor([h.sum(), h.prod()], dtype=torch.float64)).sum()  # CUT
+
+    check(one, "rewrap")
+    check(several, "rewrap")
+
+
+def test_as_tensor_of_a_tensor_is_no_cut(torch):
+    m = model(lambda p: torch.as_tensor(p["W"] @ p["b"]).sin().sum(), base())
+    assert m.cuts() == ()
+
+
+@pytest.mark.parametrize("kind", ["item", "float", "tolist"])
+def test_a_round_trip_is_held_and_not_removed(torch, kind):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        if kind == "float":
+            with_warning = h.sum().detach_()
+            return (h * float(with_warning)).sum()
+        number = h.sum().item() if kind == "item" else h.tolist()[0]
+        return (h * number).sum()
+
+    m = model(loss, base())
+    cut = m.cuts()[-1]
+    assert (cut.kind, cut.removable) == (kind, False)
+    assert m.without([cut]) is None
+    assert_held(m, [cut])
+
+
+def test_numpy_behind_a_detach(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        outside = np.sin(h.detach().numpy())  # CUT
+        return (h * torch.from_numpy(outside)).sum()
+
+    m = model(loss, base())
+    detach, numpy = m.cuts()
+    assert [detach.line, numpy.line] == marked(loss) * 2
+    assert (detach.kind, numpy.kind, numpy.removable) == ("detach", "numpy", False)
+    assert_held(m, [detach])
+    assert_held(m, [numpy])
+    # the round trip still cuts
+    assert_close(m.without([detach]).value_and_grad(m.parameters())[1], m.value_and_grad(m.parameters())[1], 1e-12)
+
+
+def test_detach_in_place(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        twice = h * 2
+        h.detach_()  # CUT
+        return (h * twice).sum()
+
+    check(loss, "detach_")
+
+
+def test_inside_a_module_three_levels_deep(torch):
+    class Cell(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 3, dtype=torch.float64)
+
+        def forward(self, x):
+            y = torch.tanh(self.linear(x))
+            return y * y.sum().detach()  # CUT
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = Cell()
+
+        def forward(self, x):
+            return self.cell(x)
+
+    net = torch.nn.Sequential(Block(), torch.nn.Linear(3, 1, dtype=torch.float64))
+    x = torch.arange(3.0, dtype=torch.float64)
+
+    def loss(p):
+        return torch.func.functional_call(net, p, (x,)).sum()
+
+    m = model(loss, dict(net.named_parameters()))
+    (cut,) = m.cuts()
+    assert (cut.kind, [cut.line], cut.function) == ("detach", marked(Cell.forward), "Cell.forward")
+    assert_mended(m, [cut])
+    assert_held(m, [cut])
+
+
+def test_constants_are_not_listed(torch):
+    data = torch.arange(3.0, dtype=torch.float64)
+
+    def loss(p):
+        x = data.detach() * data.sum().item()
+        with torch.no_grad():
+            x = x / x.norm()
+        h = p["W"] @ x + torch.zeros_like(p["b"]).detach() + p["b"]
+        return (h * h.detach()).sum()  # CUT
+
+    check(loss, "detach")
+
+
+def test_what_is_derived_from_a_cut_value_depends_on_parameters_too(torch):
+    def loss(p):
+        h = p["W"] @ p["b"]
+        kept = torch.zeros(3, dtype=torch.float64)
+        kept[1:] = h.detach()[1:] * 2
+        return (h * kept.sum().item()).sum()
+
+    assert [cut.kind for cut in model(loss, base()).cuts()] == ["detach", "item"]
+
+
+def test_two_on_one_line_are_two(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        return (h * h.detach() + h.sin() * h.cos().detach()).sum()  # CUT
+
+    m = model(loss, base())
+    first, second = m.cuts()
+    assert [first.line, second.line] == marked(loss) * 2
+    assert first != second
+    assert first.column != second.column
+    assert_mended(m, [first, second])
+    for one in ([first], [second]):
+        with pytest.raises(AssertionError):
+            assert_mended(m, one)
+    assert_held(m, [first, second])
+
+
+def test_a_correct_program_lists_nothing(torch):
+    def loss(p):
+        h = torch.zeros(3, dtype=torch.float64)
+        for _ in range(5):
+            h = torch.tanh(p["W"] @ h + p["b"])
+        return torch.nn.functional.mse_loss(h, torch.ones_like(h))
+
+    m = model(loss, base())
+    assert m.cuts() == ()
+    assert_held(m, [])
+
+
+def test_a_decorated_function(torch):
+    @torch.no_grad()
+    def norm(x):
+        return x.norm()
+
+    def loss(p):
+        h = p["W"] @ p["b"]
+        return torch.sin(h / norm(h)).sum()  # CUT
+
+    check(loss, "no_grad", name="norm")
+
+
+def test_nothing_is_removed_where_pytorch_refuses(torch):
+    def loss(p):
+        w = p["W"].clone()
+        with torch.no_grad():
+            p["W"].mul_(0.5)
+        return (w @ p["W"] @ p["b"]).sum()
+
+    m = model(loss, base())
+    (cut,) = m.cuts()
+    assert m.without([cut]) is None
+
+
+def test_a_custom_function_is_no_cut(torch):
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.detach() ** 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * ctx.saved_tensors[0] * gradient
+
+    assert model(lambda p: Square.apply(p["W"] @ p["b"]).sum(), base()).cuts() == ()
+
+
+def test_float32_has_a_held_twin(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        return (h * h.detach()).sum()
+
+    m = model(loss, base("float32"))
+    held = m.holding(m.cuts())
+    twin = held.twin()
+    assert held.loss(held.parameters()) == m.loss(m.parameters())
+    assert twin.parameters()["W"].dtype == np.float64
+    assert_close(differences(twin), twin.value_and_grad(twin.parameters())[1], 1e-9)
+    assert twin.twin() is None
+
+
+def test_random_numbers_are_the_same_when_held_and_go_on_as_before(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        return (h * h.detach() * torch.rand(3)).sum()
+
+    m = model(loss, base())
+    before = torch.get_rng_state()
+    cuts = m.cuts()
+    assert m.without(cuts) is not None
+    assert m.holding(cuts) is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_all_is_as_before_after_an_exception(torch):
+    from torch.overrides import _get_current_function_mode_stack
+
+    fails = False
+
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        with torch.no_grad():
+            norm = h.norm()
+            if fails:
+                torch.rand(3)
+                torch.set_grad_enabled(False)
+                raise ValueError
+        return (h * norm).sum()
+
+    m = model(loss, base())
+    cuts = m.cuts()
+    without, held = m.without(cuts), m.holding(cuts)
+    fails = True
+    before = torch.get_rng_state()
+    for attempt in (m.cuts, lambda: m.without(cuts), lambda: m.holding(cuts)):
+        with pytest.raises(ValueError):
+            attempt()
+        assert torch.equal(torch.get_rng_state(), before)
+    for attempt in (without, held):
+        with pytest.raises(ValueError):
+            attempt.value_and_grad(attempt.parameters())
+        with pytest.raises(ValueError):
+            attempt.loss(attempt.parameters())
+    assert torch.is_grad_enabled()
+    assert not _get_current_function_mode_stack()
