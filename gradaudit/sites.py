@@ -20,7 +20,7 @@ class Cut:
         path: the source file.
         line: from 1; 0 where unknown.
         column: from 0; 0 where unknown. Two cuts may share a line.
-        function: in which it is written.
+        function: in which it is written, its qualified name where known.
         executions: how often it ran in one loss, on values that depend on parameters.
         library: written in an installed package, not in the user's code.
         removable: the gradient can be taken with this cut removed.
@@ -40,9 +40,15 @@ class Cut:
         """For people: ``model.py:57``."""
         return f"{Path(self.path).name}:{self.line}"
 
+    @property
+    def name(self) -> str:
+        """Of the function, with its class, without the functions around it."""
+        return self.function.rpartition("<locals>.")[2]
+
     def matches(self, glob: str) -> bool:
-        """Whether a glob names its line, with or without the folder, or its function."""
-        return any(fnmatchcase(name, glob) for name in (self.place, f"{self.path}:{self.line}", self.function))
+        """Whether a glob names its line, with or without the folder, or its function, with or without the class."""
+        names = self.place, f"{self.path}:{self.line}", self.function, self.name, self.name.rpartition(".")[2]
+        return any(fnmatchcase(name, glob) for name in names)
 
     def __str__(self) -> str:
-        return f"{self.kind} at {self.place}" + (f" in {self.function}" if self.function else "")
+        return f"{self.kind} at {self.place}" + (f" in {self.name}" if self.name else "")
