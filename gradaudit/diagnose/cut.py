@@ -99,7 +99,7 @@ def _finding(
     share = ""
     if full is not None:
         numbers["removed"] = _removed_share(evidence.baseline.gradients, full, wrong)
-        share = f": without {_it(cuts)} it would differ by {_percent(numbers['removed'])} of its size"
+        share = f", by {_percent(numbers['removed'])} of what it is without {_it(cuts)}"
     several = "cuts share" if len({(c.path, c.line) for c in cuts}) > 1 else "The gradient is cut by"
     start = f"{len(cuts)} {several} the gap: " if several == "cuts share" else f"{several} "
     return Finding(
