@@ -99,7 +99,8 @@ def _finding(
     share = ""
     if full is not None:
         numbers["removed"] = _removed_share(evidence.baseline.gradients, full, wrong)
-        share = f", by {_percent(numbers['removed'])} of what it is without {_it(cuts)}"
+        size = f"{_percent(numbers['removed'])} of what it is without {_it(cuts)}"
+        share = f", which is zero without {_it(cuts)}" if np.isnan(numbers["removed"]) else f", by {size}"
     several = "cuts share" if len({(c.path, c.line) for c in cuts}) > 1 else "The gradient is cut by"
     start = f"{len(cuts)} {several} the gap: " if several == "cuts share" else f"{several} "
     return Finding(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import gradaudit
+from gradaudit import Verdict
 from gradaudit.backends import registry
 from gradaudit.direction import Point, displace, random_direction
 from gradaudit.errors import ModelContractError
@@ -183,6 +185,19 @@ def test_a_loss_may_differentiate_inside(torch):
     lower, _, upper = m.along([Point(random_direction("w", {"w": 1.0}, 0), t) for t in (-h, 0.0, h)])
     v = random_direction("w", {"w": 1.0}, 0).dot(gradients)
     assert (upper - lower) / (2 * h) == pytest.approx(v, rel=1e-8)
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+def test_a_loss_may_differentiate_by_its_own_parameters(torch, second_order):
+    """A meta-learner's inner step; without the second order its gradient is not that of the loss."""
+
+    def outer(p):
+        inner = (p["w"].sin() ** 2).sum()
+        (slope,) = torch.autograd.grad(inner, p["w"], create_graph=second_order)
+        return ((p["w"] - 0.1 * slope).cos()).sum()
+
+    report = gradaudit.audit(model(outer, {"w": np.array([0.4, 1.1, -0.3])}))
+    assert report.verdict is (Verdict.AGREE if second_order else Verdict.DISAGREE)
 
 
 @pytest.mark.parametrize("setting", [("set_default_dtype", "float64"), ("set_default_device", "meta")])

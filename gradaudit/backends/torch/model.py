@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, cached_property
 from typing import Any, TypeAlias, final
 
@@ -87,6 +87,7 @@ class TorchModel:
         default = torch.get_default_device()
         self._devices = {name: getattr(p, "device", default) for name, p in parameters.items()}
         self._vectorises = True
+        self._differentiates_inside = False
 
     def parameters(self) -> NamedArrays:
         """The base point."""
@@ -99,7 +100,13 @@ class TorchModel:
             ModelContractError: it is not one real floating-point number.
         """
         with self._recording():
-            return _scalar(self._function(self._tensors(parameters)), "loss()")
+            if not self._differentiates_inside:
+                # RuntimeError: a loss that differentiates by its own parameters, as MAML does; or an error of its own
+                with suppress(RuntimeError):
+                    return _scalar(self._function(self._tensors(parameters)), "loss()")
+            value = _scalar(self._function(self._leaves(parameters)), "loss()")
+            self._differentiates_inside = True
+            return value
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The loss and its gradient by autograd; None where the loss does not depend on a parameter.
