@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar, eps
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps
 from gradaudit.measure.baseline import gradient_at, gradient_of
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsTerms, SupportsTwin
@@ -47,7 +47,7 @@ def choose(model: Model, loss: Scalar, budget: Budget, *, seed: int) -> Source:
     dtype = str(loss.dtype)
     if loss.dtype == np.float64:
         return Source(model=model, name="the float64 loss itself", dtype=dtype, digits=dtype)
-    jittered = _jittered(model, model.parameters(), budget, seed)
+    jittered = tuple(_jittered(model, budget, seed + i) for i in range(_JITTERS))
     if isinstance(model, SupportsTerms):
         summed = _Summed(model)
         name = f"{dtype} terms, summed in float64"
@@ -69,7 +69,8 @@ def _twin(model: Model, loss: Scalar, budget: Budget, seed: int) -> Source | Non
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
-        jittered = _jittered(twin, native, budget, seed)
+        moved = {n: p + _signs(p, seed) * np.spacing(np.abs(native[n])) for n, p in twin.parameters().items()}
+        jittered = (gradient_at(twin, moved, budget),)
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
@@ -85,20 +86,17 @@ def _twin(model: Model, loss: Scalar, budget: Budget, seed: int) -> Source | Non
     )
 
 
-def _jittered(model: Model, parameters: NamedArrays, budget: Budget, seed: int) -> tuple[Gradients, ...]:
-    """Gradients of a model where parameters moved by what their own storage leaves open."""
-    own = {name: p.dtype for name, p in model.parameters().items()}
-    found = []
-    for i in range(_JITTERS):
-        rng = np.random.default_rng([seed + i, 3])
-        moved = {}
-        for name, p in parameters.items():
-            unit = rng.choice(np.array([-0.5, 0.5]), p.shape) * np.spacing(np.abs(p))
-            # half a unit rounds to none or to one
-            units = (p + 2 * np.where(rng.random(p.shape) < 0.5, unit, 0)).astype(p.dtype)
-            moved[name] = units.astype(own[name])
-        found.append(gradient_at(model, moved, budget))
-    return tuple(found)
+def _jittered(model: Model, budget: Budget, seed: int) -> Gradients:
+    moved = {}
+    for name, p in model.parameters().items():
+        # half a unit rounds to none or to one: the parameters move by what their own storage leaves open
+        moves = np.random.default_rng([seed, 4]).random(p.shape) < 0.5
+        moved[name] = (p + np.where(moves, _signs(p, seed) * np.spacing(np.abs(p)), 0)).astype(p.dtype)
+    return gradient_at(model, moved, budget)
+
+
+def _signs(p: Array, seed: int) -> Array:
+    return np.random.default_rng([seed, 3]).choice(np.array([-1.0, 1.0]), p.shape)
 
 
 @final
