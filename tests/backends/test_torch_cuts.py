@@ -373,6 +373,57 @@ def test_a_compiled_function(torch):
     check(lambda p: compiled(p["W"], p["b"]), "detach", of=inner, name="inner")
 
 
+def test_inside_vmap_cuts_are_removed_and_not_held(torch):
+    def loss(p):
+        def one(x):
+            h = torch.tanh(p["W"] @ x)
+            return (h * h.detach()).sum()  # CUT
+
+        return torch.func.vmap(one)(p["W"] + p["b"]).sum()
+
+    m = model(loss, base())
+    (cut,) = m.cuts()
+    assert (cut.kind, [cut.line], cut.function) == ("detach", marked(loss), "one")
+    assert_mended(m, [cut])
+    assert m.holding([cut]) is None
+
+
+def test_transforms_that_are_right_list_nothing(torch):
+    def loss(p):
+        def u(x):
+            return torch.tanh(p["W"][0] * x + p["b"]).sum()
+
+        points = torch.linspace(0, 1, 5, dtype=torch.float64)
+        return (torch.func.vmap(torch.func.grad(torch.func.grad(u)))(points) ** 2).sum()
+
+    assert model(loss, base()).cuts() == ()
+
+
+def test_a_cut_in_an_installed_package_is_marked(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        code = compile("def scaled(h):\n    return h * h.detach()", "/usr/lib/site-packages/other.py", "exec")
+        names = {}
+        exec(code, names)
+        return names["scaled"](h).sum()
+
+    (cut,) = model(loss, base()).cuts()
+    assert (cut.path, cut.line, cut.function, cut.library) == ("/usr/lib/site-packages/other.py", 2, "scaled", True)
+
+
+def test_other_threads_are_not_watched(torch):
+    from threading import Thread
+
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        thread = Thread(target=lambda: h.detach().sum().item())
+        thread.start()
+        thread.join()
+        return h.sum()
+
+    assert model(loss, base()).cuts() == ()
+
+
 def test_regions_and_cuts_in_one_another(torch):
     def loss(p):
         h = p["W"] @ p["b"]

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
@@ -50,12 +51,10 @@ _SHAPE_ONLY = {
     *("empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like"),
     *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
 }
-#: In place, but not the value.
-_MARKING = {"requires_grad_", "share_memory_", "rename_"}
+_MARKING = {"requires_grad_", "share_memory_", "rename_"}  # in place, but not the value
 
 #: Frames in these are not where a cut is written.
 _SKIPPED = (str(Path(torch.__file__).parent), str(Path(gradaudit.__file__).parent), contextlib.__file__)
-_INSTALLED = ("site-packages", "dist-packages")
 
 
 def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
@@ -158,7 +157,7 @@ def _cut(kind: str, frame: FrameType | None, function: str) -> Cut:
         line=line or frame.f_lineno,
         column=column or 0,
         function=(function or code.co_qualname).rpartition("<locals>.")[2],
-        library=any(name in Path(code.co_filename).parts for name in _INSTALLED),
+        library=not {"site-packages", "dist-packages"}.isdisjoint(Path(code.co_filename).parts),
         removable=removable,
     )
 
@@ -289,8 +288,8 @@ class _Following(_Mode):
         """On the parameters under audit; others, say of a module that the loss brings along, may record as well."""
         if not x.requires_grad:
             return self._is_derived(x)
-        identity = _identity(x)
-        return identity in self._own or identity in self._derived or not (x.is_leaf or identity in self._foreign)
+        i = _identity(x)
+        return i in self._own or i in self._derived or not (x.is_leaf or i in self._foreign)
 
     def _is_derived(self, x: Tensor) -> bool:
         return bool(self._derived) and _identity(x) in self._derived
@@ -308,6 +307,8 @@ def _changed(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
+        while _functorch.is_batchedtensor(value):  # inside vmap: what is around hides whether it records
+            value = _functorch.get_unwrapped(value)
         yield value
     elif isinstance(value, (tuple, list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
