@@ -250,11 +250,11 @@ class _Following(_Mode):
 
     def _cuts(self, func: Any, result: Any, args: Any, in_place: bool, frame: FrameType) -> Iterator[Cut]:  # noqa: FBT001
         """What cuts this call: itself, and the regions in which it lies."""
-        inputs = list(_tensors(args))
-        lost = func in _ROUND_TRIPS or in_place
-        lost = lost or any(_is_cut(x) and not any(x is y for y in inputs) for x in _tensors(result))
+        results = [x for x in _tensors(result) if not any(x is y for y in _tensors(args))]
+        lost = func in _ROUND_TRIPS or in_place or any(map(_is_cut, results))
         # a tensor given to as_tensor goes through with its gradient, if it has one
-        passed = func in {torch.as_tensor, torch.asarray} and isinstance(args[0], Tensor) and not args[0].requires_grad
+        converted = [x for x in args[:1] if func in {torch.as_tensor, torch.asarray} and isinstance(x, Tensor)]
+        passed = any(not x.requires_grad for x in converted)
         if func in _KINDS and lost and not passed:
             cut = self.site(_KINDS[func], frame)
             self.executions[cut] += 1
