@@ -307,6 +307,140 @@ def test_a_decorated_function(torch):
     check(loss, "no_grad", name="norm")
 
 
+def test_a_gradient_inside_the_loss_without_a_graph_of_its_own(torch):
+    x = torch.ones(3, dtype=torch.float64)
+
+    def loss(p):
+        at = x.clone().requires_grad_()
+        u = torch.tanh(p["W"] @ at + p["b"]).sum()
+        (slope,) = torch.autograd.grad(u, at, retain_graph=True)  # CUT
+        return u + (slope**2).sum()
+
+    def right(p):
+        at = x.clone().requires_grad_()
+        u = torch.tanh(p["W"] @ at + p["b"]).sum()
+        (slope,) = torch.autograd.grad(u, at, create_graph=True)
+        return u + (slope**2).sum()
+
+    check(loss, "autograd.grad")
+    assert model(right, base()).cuts() == ()
+
+
+def test_data_is_set(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        kept = torch.zeros(3, dtype=torch.float64)
+        kept.data = h  # CUT
+        return (h * kept).sum()
+
+    m = model(loss, base())
+    (cut,) = m.cuts()
+    assert (cut.kind, [cut.line], cut.removable) == (".data =", marked(loss), False)
+    assert_held(m, [cut])
+
+
+def test_holding_is_refused_where_a_cut_value_is_written_through(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        h.data.mul_(2)  # CUT
+        return (h * h).sum()
+
+    m = model(loss, base())
+    (cut,) = m.cuts()
+    assert [cut.line] == marked(loss)
+    assert m.holding([cut]) is None
+
+
+def test_weights_that_are_not_audited_are_constants(torch):
+    net = torch.nn.Linear(3, 3, dtype=torch.float64)
+    x = torch.ones(3, dtype=torch.float64)
+
+    def loss(p):
+        torch.nn.Linear(2, 2)  # initialised without gradient
+        y = net(x).detach()
+        h = torch.tanh(p["W"] @ y + p["b"])
+        return (h * h.detach()).sum()  # CUT
+
+    check(loss, "detach")
+
+
+def test_a_compiled_function(torch):
+    def inner(W, b):
+        h = torch.tanh(W @ b)
+        return (h * h.detach()).sum()  # CUT
+
+    compiled = torch.compile(inner, backend="eager")
+    check(lambda p: compiled(p["W"], p["b"]), "detach", of=inner, name="inner")
+
+
+def test_inside_vmap_cuts_are_removed_and_not_held(torch):
+    def loss(p):
+        def one(x):
+            h = torch.tanh(p["W"] @ x)
+            return (h * h.detach()).sum()  # CUT
+
+        return torch.func.vmap(one)(p["W"] + p["b"]).sum()
+
+    m = model(loss, base())
+    (cut,) = m.cuts()
+    assert (cut.kind, [cut.line], cut.function) == ("detach", marked(loss), "one")
+    assert_mended(m, [cut])
+    assert m.holding([cut]) is None
+
+
+def test_transforms_that_are_right_list_nothing(torch):
+    def loss(p):
+        def u(x):
+            return torch.tanh(p["W"][0] * x + p["b"]).sum()
+
+        points = torch.linspace(0, 1, 5, dtype=torch.float64)
+        return (torch.func.vmap(torch.func.grad(torch.func.grad(u)))(points) ** 2).sum()
+
+    assert model(loss, base()).cuts() == ()
+
+
+def test_a_cut_in_an_installed_package_is_marked(torch):
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        code = compile("def scaled(h):\n    return h * h.detach()", "/usr/lib/site-packages/other.py", "exec")
+        names = {}
+        exec(code, names)
+        return names["scaled"](h).sum()
+
+    (cut,) = model(loss, base()).cuts()
+    assert (cut.path, cut.line, cut.function, cut.library) == ("/usr/lib/site-packages/other.py", 2, "scaled", True)
+
+
+def test_other_threads_are_not_watched(torch):
+    from threading import Thread
+
+    def loss(p):
+        h = torch.tanh(p["W"] @ p["b"])
+        thread = Thread(target=lambda: h.detach().sum().item())
+        thread.start()
+        thread.join()
+        return h.sum()
+
+    assert model(loss, base()).cuts() == ()
+
+
+def test_regions_and_cuts_in_one_another(torch):
+    def loss(p):
+        h = p["W"] @ p["b"]
+        with torch.no_grad():
+            norm = h.detach().norm()
+        return torch.sin(h / norm).sum()
+
+    m = model(loss, base())
+    detach, region = m.cuts()
+    assert (detach.kind, region.kind) == ("detach", "no_grad")
+    assert_mended(m, [detach, region])
+    for one in ([detach], [region]):
+        assert_held(m, one)
+        with pytest.raises(AssertionError):
+            assert_mended(m, one)
+
+
 def test_nothing_is_removed_where_pytorch_refuses(torch):
     def loss(p):
         w = p["W"].clone()

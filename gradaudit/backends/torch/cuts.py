@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
@@ -28,48 +29,37 @@ from gradaudit.sites import Cut
 __all__ = ["held", "listed", "removed"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
+_Leaves: TypeAlias = Mapping[str, Tensor]
+_Values: TypeAlias = Mapping[Cut, Sequence[Any]]
 
-_DETACHING = {
-    Tensor.detach: "detach",
-    torch.detach: "detach",
-    Tensor.detach_: "detach_",
-    torch.detach_: "detach_",
-    # each access makes another wrapper; they are equal, and so are their hashes
-    Tensor.data.__get__: ".data",
-}
-_REWRAPPING = {
-    torch.tensor: "rewrap",
-    torch.as_tensor: "rewrap",
-    torch.asarray: "rewrap",
-    torch.scalar_tensor: "rewrap",
-    Tensor.new_tensor: "rewrap",
-}
+# each access to a property of a class makes another wrapper; they are equal, and so are their hashes
+_DETACHING = {Tensor.detach: "detach", torch.detach: "detach", Tensor.data.__get__: ".data"}
+_DETACHING |= {Tensor.detach_: "detach_", torch.detach_: "detach_"}
+_REWRAPPING = dict.fromkeys((torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor), "rewrap")
+_REWRAPPING[Tensor.new_tensor] = "rewrap"
+_DIFFERENTIATING = {torch.autograd.grad: "autograd.grad"}
+_GRAD_OPTIONS = ("create_graph", "only_inputs", "allow_unused", "is_grads_batched", "materialize_grads")
 #: The value leaves PyTorch; no gradient can follow it.
-_ROUND_TRIPS = {
-    Tensor.item: "item",
-    Tensor.tolist: "tolist",
-    Tensor.numpy: "numpy",
-    Tensor.__array__: "numpy",
-    Tensor.__float__: "float",
-}
-_KINDS = _DETACHING | _REWRAPPING | _ROUND_TRIPS
+_ROUND_TRIPS = {Tensor.item: "item", Tensor.tolist: "tolist", Tensor.__float__: "float"}
+_ROUND_TRIPS |= {Tensor.numpy: "numpy", Tensor.__array__: "numpy"}
+#: The value of one tensor becomes that of another.
+_SETTING = {Tensor.data.__set__: ".data ="}
+_KINDS = _DETACHING | _REWRAPPING | _DIFFERENTIATING | _ROUND_TRIPS | _SETTING
+_NOT_REMOVABLE = {*_ROUND_TRIPS.values(), *_SETTING.values()}
 #: They read the shape of a value, not the value.
 _SHAPE_ONLY = {
     *("empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like"),
     *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
 }
-#: In place, but not the value.
-_MARKING = {"requires_grad_", "share_memory_", "rename_"}
+_MARKING = {"requires_grad_", "share_memory_", "rename_"}  # in place, but not the value
 
 #: Frames in these are not where a cut is written.
 _SKIPPED = (str(Path(torch.__file__).parent), str(Path(gradaudit.__file__).parent), contextlib.__file__)
-_INSTALLED = ("site-packages", "dist-packages")
 
 
 def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
     """The cuts through which values that depend on the leaves went in one run, in order of their first execution."""
-    mode = _Following()
-    with mode:
+    with _watched(mode := _Following(leaves)):
         function(dict(leaves))
     return tuple(replace(cut, executions=n) for cut, n in mode.executions.items())
 
@@ -79,7 +69,7 @@ def removed(function: Function, cuts: Collection[Cut]) -> Function:
     chosen = frozenset(cuts)
 
     def without(parameters: dict[str, Tensor]) -> Any:
-        with _Removing(chosen):
+        with _watched(_Removing(chosen)):
             return function(parameters)
 
     return without
@@ -87,17 +77,24 @@ def removed(function: Function, cuts: Collection[Cut]) -> Function:
 
 def held(function: Function, leaves: dict[str, Tensor], cuts: Collection[Cut]) -> Function:
     """The function, in which the values that the cuts produce at these leaves stay what they are at all parameters."""
-    recording = _Following(cuts)
-    with recording:
+    with _watched(recording := _Following(leaves, cuts)):
         function(dict(leaves))
 
     def holding(parameters: dict[str, Tensor]) -> Any:
         # what depends on parameters is told by what requires a gradient, in a bare loss too
         own = {n: p if p.requires_grad else p.detach().requires_grad_() for n, p in parameters.items()}
-        with _Following(cuts, recording.recorded):
+        with _watched(_Following(own, cuts, recording.recorded)):
             return function(own)
 
     return holding
+
+
+@contextlib.contextmanager
+def _watched(mode: TorchFunctionMode) -> Iterator[None]:
+    """In this mode, and compiled functions run as they are written: the mode does not see into compiled code."""
+    compiles = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext(), mode:
+        yield
 
 
 @dataclass(slots=True, eq=False)
@@ -149,7 +146,7 @@ class _Mode(TorchFunctionMode):  # type: ignore[misc]
 
 
 def _cut(kind: str, frame: FrameType | None, function: str) -> Cut:
-    removable = kind not in _ROUND_TRIPS.values()
+    removable = kind not in _NOT_REMOVABLE
     if frame is None:
         return Cut(kind=kind, path="unknown", line=0, library=True, removable=removable)
     code = frame.f_code
@@ -160,7 +157,7 @@ def _cut(kind: str, frame: FrameType | None, function: str) -> Cut:
         line=line or frame.f_lineno,
         column=column or 0,
         function=(function or code.co_qualname).rpartition("<locals>.")[2],
-        library=any(name in Path(code.co_filename).parts for name in _INSTALLED),
+        library=not {"site-packages", "dist-packages"}.isdisjoint(Path(code.co_filename).parts),
         removable=removable,
     )
 
@@ -179,7 +176,7 @@ class _Removing(_Mode):
             if self.regions and not args[0] and self.regions[-1].cut in self._cuts:
                 return None
         elif func in _KINDS:
-            if func in _ROUND_TRIPS and args[0].requires_grad:  # only since another cut before it is removed
+            if func in _ROUND_TRIPS:  # it may record now, since another cut before it is removed
                 return func(args[0].detach(), *args[1:], **kwargs)
             if self.site(_KINDS[func], sys._getframe(1)) in self._cuts:  # noqa: SLF001
                 return _uncut(func, args, kwargs)
@@ -191,6 +188,8 @@ def _uncut(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if func in _DETACHING:
         x = args[0] if args else kwargs["input"]
         return x if _DETACHING[func] == "detach_" else x.view_as(x)
+    if func in _DIFFERENTIATING:
+        return func(*args[:4], **{**dict(zip(_GRAD_OPTIONS, args[4:], strict=False)), **kwargs, "create_graph": True})
     result = func(*args, **kwargs)
     position = 1 if func == Tensor.new_tensor else 0
     names = ("data", "obj", "s")
@@ -207,13 +206,16 @@ def _wrapped(data: Any, like: Tensor) -> Tensor:
 class _Following(_Mode):
     """Follows what depends on parameters, counts cuts of it, and records what some of them produce, or replays it."""
 
-    def __init__(self, cuts: Collection[Cut] = (), replayed: Mapping[Cut, Sequence[Any]] | None = None) -> None:
+    def __init__(self, leaves: _Leaves, cuts: Collection[Cut] = (), replayed: _Values | None = None) -> None:
         super().__init__()
         self.executions: dict[Cut, int] = defaultdict(int)
         self.recorded: dict[Cut, list[Any]] = {cut: [] for cut in cuts}
         self._replayed = replayed
         self._ordinals: dict[Cut, int] = defaultdict(int)
+        # storages, kept alive so that their identities stay their own
+        self._own = {_identity(x): _storage(x) for x in leaves.values()}
         self._derived: dict[int, Any] = {}
+        self._foreign: dict[int, Any] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -226,9 +228,12 @@ class _Following(_Mode):
         if apart or name in _SHAPE_ONLY:
             return func(*args, **kwargs)
         inputs = list(_tensors((args, kwargs)))
-        if not any(self._depends(x) for x in inputs):
-            return func(*args, **kwargs)
         changed = _changed(name, args, kwargs)
+        if not any(self._depends(x) for x in inputs):
+            result = func(*args, **kwargs)
+            if any(x.requires_grad for x in inputs):
+                self._foreign.update((_identity(x), _storage(x)) for x in _tensors((result, changed)))
+            return result
         derived = any(self._is_derived(x) for x in inputs)
         # a view of these is held as they are
         bases = {_identity(x) for x in inputs if not x.requires_grad and func not in _KINDS}
@@ -237,19 +242,19 @@ class _Following(_Mode):
         chosen = next((cut for cut in cuts if cut in self.recorded), None)
         if chosen is not None:
             result = self._kept(chosen, result, changed, bases)
-        if cuts or derived:
-            for x in _tensors((result, changed)):
-                if _is_cut(x):
-                    self._derived[_identity(x)] = _storage(x)
+        for x in _tensors((result, changed)):
+            self._foreign.pop(_identity(x), None)
+            if (cuts or derived) and _is_cut(x):
+                self._derived[_identity(x)] = _storage(x)
         return result
 
     def _cuts(self, func: Any, result: Any, args: Any, in_place: bool, frame: FrameType) -> Iterator[Cut]:  # noqa: FBT001
         """What cuts this call: itself, and the regions in which it lies."""
-        inputs = list(_tensors(args))
-        lost = func in _ROUND_TRIPS or in_place
-        lost = lost or any(_is_cut(x) and not any(x is y for y in inputs) for x in _tensors(result))
+        results = [x for x in _tensors(result) if not any(x is y for y in _tensors(args))]
+        lost = func in _ROUND_TRIPS or in_place or any(map(_is_cut, results))
         # a tensor given to as_tensor goes through with its gradient, if it has one
-        passed = func in {torch.as_tensor, torch.asarray} and isinstance(args[0], Tensor) and not args[0].requires_grad
+        converted = [x for x in args[:1] if func in {torch.as_tensor, torch.asarray} and isinstance(x, Tensor)]
+        passed = any(not x.requires_grad for x in converted)
         if func in _KINDS and lost and not passed:
             cut = self.site(_KINDS[func], frame)
             self.executions[cut] += 1
@@ -273,17 +278,21 @@ class _Following(_Mode):
                 return result
             if changed is None:
                 return _replaced(result, values[ordinal], bases)
-            if cut.kind == "detach_":  # the graph behind may still need the old values
+            if cut.kind in {"detach_", ".data ="}:  # the graph behind may still need the old values
                 changed[0].data = values[ordinal].clone()
             else:
                 changed[0][changed[1]] = values[ordinal]
             return result
 
     def _depends(self, x: Tensor) -> bool:
-        return x.requires_grad or self._is_derived(x)
+        """On the parameters under audit; others, say of a module that the loss brings along, may record as well."""
+        if not x.requires_grad:
+            return self._is_derived(x)
+        i = _identity(x)
+        return i in self._own or i in self._derived or not (x.is_leaf or i in self._foreign)
 
     def _is_derived(self, x: Tensor) -> bool:
-        return _identity(x) in self._derived
+        return bool(self._derived) and _identity(x) in self._derived
 
 
 def _changed(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any] | None:
@@ -292,18 +301,18 @@ def _changed(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple
         return args[0], args[1]
     if isinstance(kwargs.get("out"), Tensor):
         return kwargs["out"], ...
-    in_place = name.endswith("_") and not name.endswith("__") and name not in _MARKING
+    in_place = name == "__set__" or (name.endswith("_") and not name.endswith("__") and name not in _MARKING)
     return (args[0], ...) if in_place and args and isinstance(args[0], Tensor) else None
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
+        while _functorch.is_batchedtensor(value):  # inside vmap: what is around hides whether it records
+            value = _functorch.get_unwrapped(value)
         yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
+    elif isinstance(value, (tuple, list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def _is_cut(x: Tensor) -> bool:
