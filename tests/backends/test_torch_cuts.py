@@ -7,6 +7,7 @@ import inspect
 import numpy as np
 import pytest
 
+import gradaudit
 from gradaudit.backends import registry
 from gradaudit.protocols import SupportsCuts
 from tests import conftest
@@ -525,3 +526,67 @@ def test_all_is_as_before_after_an_exception(torch):
             attempt.loss(attempt.parameters())
     assert torch.is_grad_enabled()
     assert not _get_current_function_mode_stack()
+
+
+def audited(function, parameters):
+    """The codes of an audit, and the sentence of its GA101, if any."""
+    report = gradaudit.audit(model(function, parameters))
+    return [finding.code for finding in report.findings], next(
+        (finding.sentence for finding in report.findings if finding.code == "GA101"), ""
+    )
+
+
+def test_the_line_is_named_although_random_numbers_are_held(torch):
+    def loss(p):
+        h = torch.nn.functional.dropout(p["W"].sin(), 0.5)
+        gate = p["b"].detach()  # CUT
+        return (h * gate * p["b"]).sum()
+
+    codes, sentence = audited(loss, base())
+    assert codes == ["GA801", "GA101"]
+    assert f"test_torch_cuts.py:{marked(loss)[0]} in loss" in sentence
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+def test_a_first_order_meta_gradient_is_a_cut(torch, second_order):
+    """Modelled on dragen1860/MAML-Pytorch#32."""
+
+    def outer(p):
+        inner = (p["W"].sin() ** 2).sum()
+        (slope,) = torch.autograd.grad(inner, p["W"], create_graph=second_order)  # CUT
+        return (p["W"] - 0.1 * slope).cos().sum()
+
+    codes, sentence = audited(outer, {"W": base()["W"]})
+    assert codes == ([] if second_order else ["GA101"])
+    assert second_order or f"test_torch_cuts.py:{marked(outer)[0]} in outer" in sentence
+
+
+def test_a_detached_adjacency_leaves_its_projections_without_gradient(torch):
+    """Modelled on queenie88/A-GCN#4: GA101 names the line where GA201 would name the tensors only."""
+    x = torch.from_numpy(np.random.default_rng(2).standard_normal((6, 3)))
+
+    def loss(p):
+        adjacency = torch.softmax((x @ p["q"]) @ (x @ p["k"]).T, 1).detach()  # CUT
+        return ((adjacency @ x @ p["w"]) ** 2).mean()
+
+    rng = np.random.default_rng(3)
+    codes, sentence = audited(loss, {name: rng.standard_normal((3, 3)) for name in "qkw"})
+    assert codes == ["GA101"]
+    assert f"test_torch_cuts.py:{marked(loss)[0]} in loss" in sentence
+    assert "gradient of q, k" in sentence
+
+
+def test_statistics_without_gradient(torch):
+    """A normalisation that treats its own mean and variance as constants."""
+    x = torch.from_numpy(np.random.default_rng(4).standard_normal((20, 3)))
+
+    def loss(p, *, cut=True):
+        h = x @ p["W"]
+        with torch.set_grad_enabled(not cut):  # CUT
+            mean, var = h.mean(0), h.var(0)
+        return (((h - mean) / (var + 1e-5).sqrt() - 1) ** 3).mean()
+
+    codes, sentence = audited(loss, {"W": base()["W"]})
+    assert codes == ["GA101"]
+    assert f"test_torch_cuts.py:{marked(loss)[0]} in loss" in sentence
+    assert audited(lambda p: loss(p, cut=False), {"W": base()["W"]})[0] == []
