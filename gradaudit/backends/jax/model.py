@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, final
 
@@ -12,9 +12,11 @@ import jaxlib
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.jax import cuts
 from gradaudit.backends.jax.state import precision, preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
+from gradaudit.sites import Cut
 
 __all__ = ["JaxModel", "Programs", "environment"]
 
@@ -84,6 +86,7 @@ class Programs:
         def batched(stacked: Any, *arguments: Any) -> Any:
             return jax.vmap(lambda p: loss(p, *arguments))(stacked)
 
+        self.function: Callable[..., Any] = loss
         self.loss: _Program = _Program(loss, jit=jit) if forward is None else forward.loss
         self.batched: _Program = _Program(batched, jit=jit) if forward is None else forward.batched
         self.value_and_grad = _Program(jax.value_and_grad(loss), jit=jit)
@@ -194,6 +197,34 @@ class JaxModel:
             return None
         wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
         return JaxModel(self._programs, wide, jit=self._jit, arguments=self._arguments)
+
+    def cuts(self) -> Sequence[Cut]:
+        """Where the traced loss stops the gradient of what depends on the parameters.
+
+        Raises:
+            Exception: JAX's or the function's own, where it cannot be traced.
+        """
+        with precision(self._parameters):
+            return cuts.listed(self._programs.function, self._named(), *self._arguments)
+
+    def without(self, cuts_: Collection[Cut]) -> JaxModel | None:
+        """The same loss, whose gradient flows through these cuts."""
+        return self._like(cuts.removed(self._programs.function, cuts_))
+
+    def holding(self, cuts_: Collection[Cut]) -> JaxModel | None:
+        """The loss whose cut values stay those of the base point; None: one is in a branch or a dynamic loop."""
+        model = self._like(cuts.held(self._programs.function, cuts_, dict(self._parameters)))
+        try:
+            model.loss(self._parameters)
+        except cuts.NotHeld:
+            return None
+        return model
+
+    def _like(self, function: Callable[..., Any]) -> JaxModel:
+        return JaxModel(function, self._parameters, jit=self._jit, arguments=self._arguments)
+
+    def _named(self) -> dict[str, jax.Array]:
+        return {name: jnp.asarray(p) for name, p in self._parameters.items()}
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave JAX's configuration as it was."""
