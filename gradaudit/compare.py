@@ -23,7 +23,7 @@ _ANALYTIC_VALUE = 64.0
 #: and by so many times what one unit in the last place of the parameters does; what exceeds that is an error of the
 #: float32 code itself (`benchmarks/verdicts.py`: no right gradient of 53 models exceeds it).
 _ROUNDED_TENSOR = 5e-5
-_CONDITION = 4.0
+_CONDITION = 8.0
 #: Nearby kinks hide in float32 noise and tilt the slope: without a twin a gap must exceed the bound threefold.
 _NATIVE_SINGLE = 3.0
 #: Relative differences that rounding of the analytic side in its own dtype can account for.

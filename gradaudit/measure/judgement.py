@@ -20,6 +20,8 @@ __all__ = ["Line", "Measurement", "judge", "precision_of"]
 _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
 #: A derivative exists where the bound is this small beside it; near an infinite slope it is not.
 _EXISTS = 0.01
+#: A full estimate with a coarser resolution resolves nothing.
+_BLIND = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -190,8 +192,10 @@ def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, reso
     full, first = [c.verdict for c in deep], [c.verdict for c in quick]
     entry = [c.verdict for line, c in pairs if c.direction.entry is not None and line.full]
     kinked = any(line.estimate.status == "kink" for line, _ in pairs)
-    # a follow-up does not know a kink: at one it is no witness, neither for nor against
-    witnesses = full if kinked else full + first
+    # a follow-up does not know a kink: at one it is no witness, neither for nor against; nor where even a full
+    # estimate resolves nothing, as among many kinks in float32
+    blind = any(c.resolution > _BLIND and c.verdict is Verdict.INCONCLUSIVE for c in deep)
+    witnesses = full if kinked or blind else full + first
     if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and witnesses.count(Verdict.DISAGREE) > 1):
         return Verdict.DISAGREE
     latest = {c.direction.entry: c for _, c in pairs if c.direction.entry is not None}

@@ -69,8 +69,7 @@ def _twin(model: Model, loss: Scalar, budget: Budget, seed: int) -> Source | Non
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
-        moved = {n: p + _signs(p, seed) * np.spacing(np.abs(native[n])) for n, p in twin.parameters().items()}
-        jittered = (gradient_at(twin, moved, budget),)
+        jittered = tuple(_shaken(twin, native, budget, seed + i) for i in range(_JITTERS))
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
@@ -93,6 +92,12 @@ def _jittered(model: Model, budget: Budget, seed: int) -> Gradients:
         moves = np.random.default_rng([seed, 4]).random(p.shape) < 0.5
         moved[name] = (p + np.where(moves, _signs(p, seed) * np.spacing(np.abs(p)), 0)).astype(p.dtype)
     return gradient_at(model, moved, budget)
+
+
+def _shaken(twin: Model, native: NamedArrays, budget: Budget, seed: int) -> Gradients:
+    """The twin's gradient with every parameter moved by one unit of the native dtype, up or down."""
+    moved = {n: p + _signs(p, seed) * np.spacing(np.abs(native[n])) for n, p in twin.parameters().items()}
+    return gradient_at(twin, moved, budget)
 
 
 def _signs(p: Array, seed: int) -> Array:
