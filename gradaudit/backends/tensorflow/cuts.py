@@ -263,8 +263,8 @@ _WORDS = {"numpy": "numpy", "__array__": "asarray", "array": "array", "asarray":
 
 
 def _is_recorded(value: Any) -> bool:
-    """Whether the tape records what is computed from it; a tensor of a graph is on no tape."""
-    eager = isinstance(value, private("framework.ops").EagerTensor)
+    """Whether the tape records what is computed from it; while a graph is built, TensorFlow reads what it captures."""
+    eager = tf.executing_eagerly() and isinstance(value, private("framework.ops").EagerTensor)
     return eager and bool(private("eager.record").should_record_backprop([value]))
 
 
@@ -284,7 +284,7 @@ _TRANSPARENT = (_folder("gradaudit"), _folder("numpy"), functools.__file__)
 _LIBRARIES = tuple({*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib")})
 
 #: What stands in TensorFlow and Keras between a user and what cuts, by folder or by function.
-_WRAPPING = "/tensorflow/python/util/"
+_WRAPPING = ("python/util/", "python/ops/weak_tensor_ops.py")
 _WRAPPERS = ("stop_gradient", "convert_to_numpy", "numpy_function", "py_func")
 
 
@@ -294,7 +294,7 @@ def _cut(kind: str, *, removable: bool = True) -> Cut:
     while True:
         path = frame.f_code.co_filename
         if path.startswith(_frameworks()):
-            library = library or not (_WRAPPING in path or frame.f_code.co_name in _WRAPPERS)
+            library = library or not (any(part in path for part in _WRAPPING) or frame.f_code.co_name in _WRAPPERS)
         elif not path.startswith(_TRANSPARENT):
             break
         if frame.f_back is None:
