@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeAlias, final
@@ -11,9 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.tensorflow.cuts import CutExperiments, CutModel
 from gradaudit.backends.tensorflow.state import preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
+from gradaudit.sites import Cut
 
 __all__ = ["TensorflowModel", "Tensors", "environment", "own_trace"]
 
@@ -63,6 +65,7 @@ class TensorflowModel:
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
         self._point_bytes = point_bytes
         self._vectorized = own_trace(partial(_vectorized_losses, function))
+        self._experiments = CutExperiments(function, self._parameters)
 
     def parameters(self) -> NamedArrays:
         """The base point."""
@@ -147,6 +150,18 @@ class TensorflowModel:
         except Exception:  # noqa: BLE001  # whatever the function raises, float64 is not for it
             return None
         return twin if loss.dtype == np.float64 else None
+
+    def cuts(self) -> Sequence[Cut]:
+        """The live cuts at the base point; empty if the function runs in a graph only."""
+        return self._experiments.cuts()
+
+    def without(self, cuts: Collection[Cut]) -> CutModel | None:
+        """The same loss, whose gradient flows through these cuts; None: values that left TensorFlow."""
+        return self._experiments.without(cuts, lambda: None if (twin := self.twin()) is None else twin.without(cuts))
+
+    def holding(self, cuts: Collection[Cut]) -> CutModel | None:
+        """The loss whose cut values stay what they are at the base point; None: it has no such cuts."""
+        return self._experiments.holding(cuts, lambda: None if (twin := self.twin()) is None else twin.holding(cuts))
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave TensorFlow's global random generator as it was."""

@@ -1,14 +1,19 @@
-"""TensorFlow's global state around an audit."""
+"""TensorFlow's global state around an audit, and its functions, redirected while a loss is looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Protocol, final
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import stateful_random_ops
 
-__all__ = ["preserved"]
+__all__ = ["Redirection", "preserved", "private", "redirected"]
 
 
 @contextmanager
@@ -29,3 +34,120 @@ def preserved() -> Iterator[None]:
     finally:
         tf.random.set_global_generator(generator)
         generator.state.assign(before)
+
+
+class Redirection(Protocol):
+    """What functions do while they are redirected; each method is given the original first, then its arguments."""
+
+    @property
+    def suspended(self) -> bool:
+        """The originals are called for now."""
+
+    def stop_gradient(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """For the operation of `tf.stop_gradient`; unlike the original it is called on a running tape."""
+
+    def numpy_function(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """For `tf.numpy_function`."""
+
+    def custom_gradient(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """For a function under `tf.custom_gradient`."""
+
+    def call(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """For a `tf.function`."""
+
+    def to_numpy(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """For what gives a tensor's value to NumPy or Python."""
+
+
+@functools.cache
+def private(module: str) -> Any:
+    """A private module of TensorFlow."""
+    return importlib.import_module(f"tensorflow.python.{module}")
+
+
+@contextmanager
+def redirected(redirection: Redirection) -> Iterator[None]:
+    """Redirect TensorFlow's functions for this thread; everything is as before afterwards, also after an exception.
+
+    The functions of the process are exchanged by the first thread to come and put back by the last to go.
+
+    Raises:
+        ImportError, AttributeError, KeyError: this TensorFlow has no such function; nothing is redirected.
+    """
+    thread = threading.get_ident()
+    with _lock:
+        outer = _redirections.get(thread)
+        if not _redirections:
+            _install()
+        _redirections[thread] = redirection
+    try:
+        yield
+    finally:
+        with _lock:
+            if outer is None:
+                del _redirections[thread]
+            else:
+                _redirections[thread] = outer
+            if not _redirections:
+                _installed.close()
+
+
+_lock = threading.Lock()
+_redirections: dict[int, Redirection] = {}
+_installed = ExitStack()
+
+
+def _install() -> None:
+    with ExitStack() as undo:
+        for owner, name, redirect in _targets():
+            original = vars(owner)[name]
+            undo.callback(setattr, owner, name, original)
+            setattr(owner, name, redirect(original))
+        _installed.push(undo.pop_all())
+
+
+def _targets() -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
+    """Owner, name, and how to redirect it."""
+    eager_tensor = private("framework.ops")._EagerTensorBase  # noqa: SLF001  # all of this is private
+    yield private("ops.array_ops"), "record", _Record
+    yield private("ops.gen_array_ops"), "stop_gradient", _to("stop_gradient")
+    yield private("ops.script_ops"), "py_func_common", _to("numpy_function")
+    yield private("ops.custom_gradient"), "_eager_mode_decorator", _to("custom_gradient")
+    yield private("eager.polymorphic_function.polymorphic_function").Function, "__call__", _to("call")
+    for name in ("numpy", "__array__", "__float__"):
+        yield eager_tensor, name, _to("to_numpy")
+    for name in ("array", "asarray"):  # they read a tensor's memory without asking it
+        yield np, name, _to("to_numpy")
+
+
+def _to(method: str) -> Callable[[Any], Any]:
+    def redirect(original: Any) -> Any:
+        @functools.wraps(original)
+        def redirected(*args: Any, **kwargs: Any) -> Any:
+            redirection = _listening()
+            if redirection is None:
+                return original(*args, **kwargs)
+            return getattr(redirection, method)(original, *args, **kwargs)
+
+        return redirected
+
+    return redirect
+
+
+def _listening() -> Redirection | None:
+    redirection = _redirections.get(threading.get_ident())
+    return None if redirection is None or redirection.suspended else redirection
+
+
+@final
+class _Record:
+    """TensorFlow's module of that name for `tf.stop_gradient`, which stops the tape and then calls its operation."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def stop_recording(self) -> Any:
+        return nullcontext() if _listening() is not None else self._original.stop_recording()
