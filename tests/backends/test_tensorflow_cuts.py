@@ -8,6 +8,8 @@ import threading
 import numpy as np
 import pytest
 
+import gradaudit
+from gradaudit import Verdict
 from gradaudit.backends import registry
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import SupportsCuts
@@ -139,6 +141,45 @@ def test_a_loop_in_a_tf_function(tf, written):
     assert ([cut.line], cut.function, cut.executions) == (marked(place), place.__name__, STEPS - 1)
     check_removed(m, [cut], lambda p: uncut(p) * 2)
     check_held(m, [cut])
+
+
+@pytest.mark.parametrize("written", ["map_fn", "scan", "cond", "method"])
+def test_a_cut_in_a_function_that_tensorflow_calls(tf, written):
+    def squared(x):
+        return tf.reduce_sum(x * tf.stop_gradient(x))  # CUT
+
+    class Squares:
+        @tf.function
+        def squared(self, x):
+            for _ in tf.range(1):
+                x = x * tf.stop_gradient(x)  # CUT
+            return tf.reduce_sum(x)
+
+    method = Squares().squared
+    function, place, executions = {
+        "map_fn": (lambda p: tf.reduce_sum(tf.map_fn(squared, p["W"])), squared, 3),
+        "scan": (lambda p: tf.scan(lambda s, x: s + squared(x), p["W"], tf.zeros((), "float64"))[-1], squared, 3),
+        "cond": (lambda p: tf.cond(p["W"][0, 0] < 9, lambda: squared(p["W"]), lambda: 0 * squared(p["W"])), squared, 1),
+        "method": (lambda p: method(p["W"]), Squares.squared.python_function, 1),
+    }[written]
+    m = model(function)
+    (cut,) = m.cuts()
+    assert ([cut.line], cut.function, cut.executions) == (marked(place), "squared", executions)
+    assert (cut.path, cut.library) == (__file__, False)
+    check_removed(m, [cut], lambda p: tf.reduce_sum(p["W"] ** 2))
+    check_held(m, [cut])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("written", ["removable", "not"])
+def test_an_audit_proves_the_cut(written, dtype):
+    function = walked if written == "removable" else through_numpy
+    (line,) = marked(function)
+    report = gradaudit.audit(model(function, dtype))
+    assert report.verdict is Verdict.DISAGREE
+    assert [f.title for f in report.findings] == [f"cut at test_tensorflow_cuts.py:{line}"]
+    meant = gradaudit.audit(model(function, dtype), intended=(f"test_tensorflow_cuts.py:{line}",))
+    assert (meant.verdict, meant.judged) == (Verdict.AGREE, "frozen")
 
 
 def through_numpy(p):

@@ -112,7 +112,7 @@ def test_explain():
         assert run("explain", rule.code.lower()).stdout.startswith(f"# {rule.code}: ")
     unknown = run("explain", "GA000")
     assert unknown.exit_code == 2
-    assert "error: unknown code 'GA000' (in explain)\n\nHint: one of GA102, " in unknown.stderr
+    assert "error: unknown code 'GA000' (in explain)\n\nHint: one of GA101, " in unknown.stderr
 
 
 def test_python_m_gradaudit():

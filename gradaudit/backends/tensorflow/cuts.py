@@ -8,7 +8,6 @@ missing nothing is redirected and nothing listed.
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import site
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple, TypeAlias, final
@@ -158,7 +158,8 @@ def _evaluate(
         tape.watch(list(tensors.values()))
         redirection = _Redirection(tape, removed, held or {}, recording)
         with redirected(redirection):
-            loss = function(tensors)
+            # map_fn and bound methods would convert what they call, to code without the user's lines
+            loss = tf.autograph.experimental.do_not_convert(function)(tensors)
     return _Evaluation(loss, tape, tensors, redirection)
 
 
@@ -271,16 +272,13 @@ def _is_recorded(value: Any) -> bool:
 # --- sites: the line of a call ---
 
 
-def _folder(module: str) -> str:
-    return str(Path(importlib.import_module(module).__file__ or "").parent) + "/"
+def _folders(*packages: str) -> tuple[str, ...]:
+    specs = [find_spec(package) for package in packages]
+    return tuple(str(Path(spec.origin).parent) + "/" for spec in specs if spec is not None and spec.origin)
 
 
-@functools.cache
-def _frameworks() -> tuple[str, ...]:
-    return tuple(_folder(name) for name in ("tensorflow", "keras", "tf_keras") if name in sys.modules)
-
-
-_TRANSPARENT = (_folder("gradaudit"), _folder("numpy"), functools.__file__)
+_FRAMEWORKS = _folders("tensorflow", "keras", "tf_keras")
+_TRANSPARENT = (*_folders("gradaudit", "numpy"), functools.__file__)
 _LIBRARIES = tuple({*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib")})
 
 #: What stands in TensorFlow and Keras between a user and what cuts, by folder or by function.
@@ -293,7 +291,7 @@ def _cut(kind: str, *, removable: bool = True) -> Cut:
     frame, library = sys._getframe(1), False  # noqa: SLF001
     while True:
         path = frame.f_code.co_filename
-        if path.startswith(_frameworks()):
+        if path.startswith(_FRAMEWORKS):
             library = library or not (any(part in path for part in _WRAPPING) or frame.f_code.co_name in _WRAPPERS)
         elif not path.startswith(_TRANSPARENT):
             break
