@@ -236,7 +236,9 @@ def test_one_of_two_ways_is_detached(backend):
 
 
 def test_a_parameter_is_detached(backend):
-    report = condemned(programs.detached(normal(100), normal(100, seed=2)), backend, "GA201")
-    assert codes(report) == ["GA201"]
+    """A framework that can list its cuts names the line; NumPy has none to list."""
+    code = "GA201" if backend.name == "numpy" else "GA101"
+    report = condemned(programs.detached(normal(100), normal(100, seed=2)), backend, code)
+    assert codes(report) == [code]
     assert report.findings[0].parameters == ("w",)
     assert (report["w"].verdict, report["x"].verdict) == (Verdict.DISAGREE, Verdict.AGREE)
