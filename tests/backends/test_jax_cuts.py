@@ -109,8 +109,83 @@ def in_nested_jit(stop):
     return loss
 
 
-PROGRAMS = {f.__name__: f for f in (in_python_loop, in_jitted_scan, in_static_loop, in_checkpoint, in_nested_jit)}
-EXECUTIONS = {"in_python_loop": T - 1, "in_jitted_scan": T, "in_static_loop": T, "in_checkpoint": 2, "in_nested_jit": 2}
+def in_branch(stop):
+    import jax
+    import jax.numpy as jnp
+
+    def loss(p):
+        def taken(h):
+            return jnp.sin(h) * stop(jnp.cos(h))  # CUT
+
+        h = jax.lax.cond(p["b"][0] > -9, taken, lambda h: stop(h) * h, p["W"] @ p["b"])
+        return (h * p["b"]).sum()
+
+    return loss
+
+
+def in_branch_of_scan(stop):
+    import jax
+    import jax.numpy as jnp
+
+    def loss(p):
+        def even(h):
+            return jnp.tanh(p["W"] @ h) + p["b"]
+
+        def odd(h):
+            return jnp.sin(stop(h)) * h  # CUT
+
+        def step(h, i):
+            h = jax.lax.cond(i % 2 == 0, even, odd, h)
+            return h, (h**2).sum()
+
+        return jax.lax.scan(step, p["b"], jnp.arange(T))[1].sum()
+
+    return loss
+
+
+def in_vmap(stop):
+    import jax
+    import jax.numpy as jnp
+
+    def loss(p):
+        def row(w):
+            return (stop(jnp.sin(w)) * w * p["b"]).sum()  # CUT
+
+        return jax.vmap(row)(p["W"]).sum()
+
+    return loss
+
+
+def in_nested_scans(stop):
+    import jax
+    import jax.numpy as jnp
+
+    def loss(p):
+        def inner(h, _):
+            return jnp.tanh(p["W"] @ stop(h) + p["b"]), None  # CUT
+
+        def outer(h, x):
+            h = jax.lax.scan(inner, h, None, length=4)[0]
+            return h, (h * x).sum()
+
+        return jax.lax.scan(outer, p["b"], jnp.linspace(1, 2, 5, dtype=p["b"].dtype), reverse=True)[1].sum()
+
+    return loss
+
+
+#: Name to program, and how often the cut runs.
+_ALL = {
+    in_python_loop: T - 1,
+    in_jitted_scan: T,
+    in_static_loop: T,
+    in_checkpoint: 2,
+    in_nested_jit: 2,
+    in_branch_of_scan: T,
+    in_vmap: 1,
+    in_nested_scans: 20,
+}
+PROGRAMS = {f.__name__: f for f in _ALL}
+EXECUTIONS = {f.__name__: n for f, n in _ALL.items()}
 
 
 @pytest.fixture
@@ -173,20 +248,166 @@ def test_the_audit_names_the_line(name, dtype, stop):
     assert gradaudit.audit(model(PROGRAMS[name](identity), **base(dtype))).findings == ()
 
 
-def test_a_cut_in_a_branch_is_removed_but_not_held(stop):
+def moved(model, direction, step):
+    return {n: p + step * direction[n] for n, p in model.parameters().items()}
+
+
+def test_a_cut_in_a_branch_is_held_while_the_branch_is_the_same(stop):
+    cut, uncut = (model(in_branch(s), **base()) for s in (stop, identity))
+    found = cut.cuts()
+    assert marked(in_branch)[0] in {c.line for c in found}
+    free = cut.without(found)
+    close(free.value_and_grad(free.parameters())[1], uncut.value_and_grad(uncut.parameters())[1])
+    held = cut.holding(found)
+    assert float(held.loss(held.parameters())) == pytest.approx(float(cut.loss(cut.parameters())), rel=1e-14)
+    direction = {"W": np.ones((3, 3)), "b": np.array([1.0, -1.0, 0.5])}
+    own = sum(float((g * direction[n]).sum()) for n, g in cut.value_and_grad(cut.parameters())[1].items())
+    losses = [float(held.loss(moved(cut, direction, h))) for h in (-1e-5, 1e-5)]
+    assert (losses[1] - losses[0]) / 2e-5 == pytest.approx(own, abs=1e-8)
+    # what the other branch would have cut off at the base point nobody knows
+    far = {"W": base()["W"], "b": base()["b"] - 20}
+    assert np.isnan(held.loss(far))
+    report = gradaudit.audit(model(in_branch(stop), **base()))
+    assert [(f.code, f.confidence) for f in report.findings] == [("GA101", "proven")], str(report)
+
+
+def test_two_cuts_on_one_line_are_two(stop):
+    import jax.numpy as jnp
+
+    def loss(p):
+        return (stop(jnp.sin(p["b"])) * stop(jnp.cos(p["b"])) * p["b"]).sum()  # CUT
+
+    cut = model(loss, b=base()["b"])
+    first, second = cut.cuts()
+    assert [first.line, second.line] == marked(loss) * 2
+    assert first.column < second.column
+    b = base()["b"]
+    alone = cut.without([first]).value_and_grad(cut.parameters())[1]["b"]
+    np.testing.assert_allclose(alone, np.cos(b) * (np.sin(b) + b * np.cos(b)), rtol=1e-9)
+
+
+def test_a_tree_is_cut_once(stop):
+    def loss(p):
+        q = stop({"x": p["b"], "n": 3, "y": p["W"]})  # CUT
+        return (q["x"] * p["b"]).sum() + (q["y"] * p["W"]).sum()
+
+    (found,) = model(loss, **base()).cuts()
+    assert (found.line, found.executions) == (*marked(loss), 1)
+
+
+def test_what_is_left_keeps_its_line(stop):
+    import jax.numpy as jnp
+
+    def loss(p):
+        a = stop(jnp.sin(p["b"]))
+        c = stop(jnp.cos(p["b"]))  # CUT
+        return (a * c * p["b"]).sum()
+
+    cut = model(loss, b=base()["b"])
+    first, second = cut.cuts()
+    assert cut.without([first]).cuts() == [second]
+    assert cut.holding([first]).cuts() == [second]
+    both = cut.without([first, second]).value_and_grad(cut.parameters())[1]
+    close(cut.without([first]).without([second]).value_and_grad(cut.parameters())[1], both)
+
+
+def test_a_cut_that_no_gradient_would_reach_is_not_listed(stop):
+    import jax
+    import jax.numpy as jnp
+
+    def unused(p):
+        stop(p["b"])
+        return (p["b"] ** 2).sum()
+
+    def index(p):
+        return (p["b"] ** 2)[jnp.argmax(stop(p["b"]))]
+
+    def constant_in_branch(p):
+        return jax.lax.cond(p["b"][0] > -9, lambda b, k: (b * stop(k)).sum(), lambda b, k: b.sum(), p["b"], jnp.ones(3))
+
+    def under_a_rule(p):
+        @jax.custom_jvp
+        def rule(x):
+            return jnp.sin(stop(x))
+
+        rule.defjvp(lambda primals, tangents: (rule(*primals), jnp.cos(primals[0]) * tangents[0]))
+        return rule(p["b"]).sum()
+
+    for loss in (unused, index, constant_in_branch, under_a_rule):
+        assert model(loss, b=base()["b"]).cuts() == [], loss.__name__
+
+
+def test_bfloat16_is_cut_too(stop):
+    import jax.numpy as jnp
+
+    def loss(p):
+        return (stop(p["b"].astype(jnp.bfloat16)).astype(p["b"].dtype) * p["b"]).sum()  # CUT
+
+    assert [c.line for c in model(loss, b=base()["b"]).cuts()] == marked(loss)
+
+
+def test_a_dynamic_loop_cannot_be_held(stop):
     import jax
     import jax.numpy as jnp
 
     def loss(p):
-        return jax.lax.cond(p["b"][0] > -9, lambda b: (stop(b) * b).sum(), lambda b: b.sum(), p["b"])  # CUT
+        def body(state):
+            i, h = state
+            return i + 1, jnp.tanh(p["W"] @ stop(h) + p["b"])  # CUT
+
+        return (jax.lax.while_loop(lambda state: state[0] < 5, body, (0, p["b"]))[1] ** 2).sum()
+
+    cut = model(loss, **base())
+    found = cut.cuts()
+    assert [c.line for c in found] == marked(loss)
+    assert cut.holding(found) is None
+    free = cut.without(found)
+    direction = {"W": np.ones((3, 3)), "b": np.ones(3)}
+    losses = [float(cut.loss(moved(cut, direction, h))) for h in (-1e-5, 1e-5)]
+    assert free.jvp(cut.parameters(), direction) == pytest.approx((losses[1] - losses[0]) / 2e-5, rel=1e-7)
+
+
+def test_what_cannot_be_taken_apart_is_not_removable(stop):
+    import jax
+    from jax.sharding import AxisType, PartitionSpec
+
+    def loss(p):
+        mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+        spec = PartitionSpec("i")
+        return jax.shard_map(lambda b: stop(b) * b, mesh=mesh, in_specs=spec, out_specs=spec)(p["b"]).sum()  # CUT
 
     cut = model(loss, b=base()["b"])
     (found,) = cut.cuts()
-    free = cut.without([found])
-    close(free.value_and_grad(free.parameters())[1], {"b": 2 * base()["b"]})
+    assert ([found.line], found.removable) == (marked(loss), False)
+    assert cut.without([found]) is None
     assert cut.holding([found]) is None
-    report = gradaudit.audit(model(lambda p: loss(p) + jnp.sin(p["b"]).sum(), b=base()["b"]))
-    assert report.findings[0].code == "GA101"
+
+
+def test_a_callback_is_held_but_not_removed(stop):
+    import jax
+
+    def loss(p):
+        shape = jax.ShapeDtypeStruct((3,), p["b"].dtype)
+        return (jax.pure_callback(np.sin, shape, stop(p["b"]), vmap_method="sequential") * p["b"]).sum()  # CUT
+
+    cut = model(loss, b=base()["b"])
+    found = cut.cuts()
+    assert [(c.kind, c.removable) for c in found] == [("stop_gradient", True), ("callback", False)]
+    assert cut.without(found) is None
+    held = cut.holding(found[1:])
+    close(held.value_and_grad(held.parameters())[1], {"b": np.sin(base()["b"])})
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_float64_twin_holds_float64_values(name, stop):
+    narrow = model(PROGRAMS[name](stop), **base("float32"))
+    twin = narrow.twin()
+    assert list(twin.cuts()) == list(narrow.cuts())
+    held = narrow.holding(narrow.cuts()).twin()
+    point = twin.parameters()
+    assert held.loss(point).dtype == np.float64
+    assert float(held.loss(point)) == pytest.approx(float(twin.loss(point)), rel=1e-12)
+    close(held.value_and_grad(point)[1], twin.value_and_grad(point)[1])
 
 
 def test_only_what_depends_on_parameters_is_listed(stop):

@@ -12,7 +12,7 @@ import jaxlib
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
-from gradaudit.backends.jax import cuts
+from gradaudit.backends.jax import cuts, replay
 from gradaudit.backends.jax.state import precision, preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
@@ -208,19 +208,19 @@ class JaxModel:
             return cuts.listed(self._programs.function, self._named(), *self._arguments)
 
     def without(self, cuts_: Collection[Cut]) -> JaxModel | None:
-        """The same loss, whose gradient flows through these cuts."""
-        return self._like(cuts.removed(self._programs.function, cuts_))
+        """The same loss, whose gradient flows through these cuts; None: one lies in what cannot be taken apart."""
+        with precision(self._parameters):
+            return self._like(replay.removed(self._programs.function, cuts_, self._named(), *self._arguments))
 
     def holding(self, cuts_: Collection[Cut]) -> JaxModel | None:
-        """The loss whose cut values stay those of the base point; None: one is in a branch or a dynamic loop."""
-        model = self._like(cuts.held(self._programs.function, cuts_, dict(self._parameters)))
-        try:
-            model.loss(self._parameters)
-        except cuts.NotHeld:
-            return None
-        return model
+        """The loss whose cut values stay those of the base point; None: one lies in a loop of unknown length."""
+        base = dict(self._parameters)
+        with precision(self._parameters):
+            return self._like(replay.held(self._programs.function, cuts_, base, *self._arguments))
 
-    def _like(self, function: Callable[..., Any]) -> JaxModel:
+    def _like(self, function: Callable[..., Any] | None) -> JaxModel | None:
+        if function is None:
+            return None
         return JaxModel(function, self._parameters, jit=self._jit, arguments=self._arguments)
 
     def _named(self) -> dict[str, jax.Array]:
