@@ -8,13 +8,14 @@ from itertools import permutations
 import numpy as np
 
 from gradaudit.arrays import Array
+from gradaudit.compare import Comparison
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.report import Finding
 
 __all__ = ["permuted", "shifted", "swapped", "transposed"]
 
-#: One number fits by chance; two along different directions do not.
-_LEAST_LOOKS = 2
+#: One number fits by chance; two along different directions do not. A look as coarse as this fits anything.
+_LEAST_LOOKS, _COARSE = 2, 0.02
 #: Equal blocks of rows or columns that may be in another order: the gates of an LSTM, of a GRU, two halves.
 _BLOCKS = (4, 3, 2)
 #: Relative differences that rounding of a rearranged float32 gradient may leave.
@@ -47,8 +48,8 @@ def swapped(evidence: Evidence) -> Finding | None:
                     title="gradients of two parameters swapped",
                     confidence="proven",
                     sentence=f"{one} has the gradient of {other}, and {other} that of {one}.",
-                    evidence=f"Swapped back, they agree with the numeric derivative in all {_looks(evidence, one)} and "
-                    f"{_looks(evidence, other)} looks.",
+                    evidence=f"Swapped back, they agree with the numeric derivative in all "
+                    f"{len(_looks(evidence, one))} and {len(_looks(evidence, other))} looks.",
                     remedy="Look at the order in which a hand-written backward returns its gradients, or in which they "
                     "are assigned.",
                     parameters=(one, other),
@@ -100,7 +101,7 @@ def _finding(
             found[name] = text
     if not found:
         return None
-    looks = ", ".join(str(_looks(evidence, name)) for name in found)
+    looks = ", ".join(str(len(_looks(evidence, name))) for name in found)
     return Finding(
         code=code,
         title=title,
@@ -113,12 +114,12 @@ def _finding(
 
 
 def _fits(evidence: Evidence, name: str, candidate: Array) -> bool:
-    """Whether a gradient agrees with the numbers of its tensor, in every direction and entry measured."""
-    looks = evidence.lines([name])
+    """Whether a gradient agrees with the numbers of its tensor, in every direction and entry that tell anything."""
+    looks = _looks(evidence, name)
     return len(looks) >= _LEAST_LOOKS and all(
         abs(c.direction.dot({name: candidate}) - c.numeric) <= c.bound + _TOLERANCE * c.scale for c in looks
     )
 
 
-def _looks(evidence: Evidence, name: str) -> int:
-    return len(evidence.lines([name]))
+def _looks(evidence: Evidence, name: str) -> list[Comparison]:
+    return [c for c in evidence.lines([name]) if c.bound <= _COARSE * c.scale]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import gradaudit
 from gradaudit import Verdict
 from gradaudit.backends.numpy import NumpyModel, backend
+from gradaudit.compare import Comparison
+from gradaudit.diagnose.rearranged import transposed
+from gradaudit.direction import random_direction
 from gradaudit.recurrent import RecurrentSpec, initial_weights, none, random_sequences, tail
 from tests.core.models import mlp, of, replaced, times
 
@@ -386,6 +391,30 @@ def test_what_was_done_to_it_is_said(code, words):
 def test_what_no_rearrangement_explains_is_no_rearrangement(change):
     codes = {finding.code for finding in gradaudit.audit(square(change)).findings}
     assert not codes & {"GA401", "GA402", "GA403", "GA404"}
+
+
+@pytest.mark.parametrize(("bound", "fits"), [(1e-6, True), (0.5, False), (np.inf, False)])
+def test_looks_that_fit_anything_prove_no_rearrangement(bound, fits):
+    """Two looks at a transposed gradient, sharp or coarse."""
+    g = np.random.default_rng(0).standard_normal((3, 3))
+    looks = [
+        Comparison(
+            direction=(d := random_direction("x", {"x": 1.0}, seed)),
+            analytic=d.dot({"x": g}),
+            numeric=d.dot({"x": g.T}),
+            bound=bound,
+            scale=1.0,
+            resolution=bound,
+            relative_error=1.0,
+            verdict=Verdict.DISAGREE,
+            holds=False,
+        )
+        for seed in (1, 2)
+    ]
+    evidence = SimpleNamespace(
+        lines=lambda names: looks, wrong=lambda: ["x"], baseline=SimpleNamespace(gradients={"x": g})
+    )
+    assert (transposed(evidence) is not None) == fits
 
 
 @pytest.mark.parametrize("factor", [0.37, 2.0])
