@@ -56,7 +56,7 @@ def audit(
     options = AuditOptions(
         parameters=parameters,
         truncation=truncation,
-        intended=tuple(intended) if not isinstance(intended, str) else (intended,),
+        intended=intended,
         significant=significant,
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,
@@ -92,7 +92,7 @@ def audit_all(
     options = AuditOptions(
         parameters=parameters,
         truncation=truncation,
-        intended=tuple(intended) if not isinstance(intended, str) else (intended,),
+        intended=intended,
         significant=significant,
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,
@@ -126,7 +126,7 @@ def assert_gradients_agree(
         target,
         parameters=parameters,
         truncation=truncation,
-        intended=tuple(intended) if not isinstance(intended, str) else (intended,),
+        intended=intended,
         significant=significant,
         false_alarm=false_alarm,
         max_evaluations=max_evaluations,

@@ -74,7 +74,7 @@ class Precision:
         analytic: machine epsilon of the gradient's dtype.
         numeric: machine epsilon of the loss that supplied the numbers.
         reference: the gradient of a float64 twin, beside which the rounding of the analytic one shows.
-        jittered: gradients at parameters moved by half a unit in the last place, of the twin where there is one.
+        jittered: gradients at parameters moved by one unit in the last place, of the twin where there is one.
         caution: by how much a gap must exceed the bound to count as an error.
     """
 

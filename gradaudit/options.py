@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,8 @@ class AuditOptions:
         seed: of the probing directions; the same seed probes the same on every backend.
         parameters: glob over parameter names, for example ``"encoder.*"``.
         truncation: a truncation that the user accepts: a model declaring it is judged against its frozen gradient.
-        intended: globs over cuts that the user means, by line (``"model.py:57"``) or function (``"target"``): the
-            gradient is judged with the values there held.
+        intended: globs (or one) over cuts that the user means, by line (``"model.py:57"``) or function (``"target"``):
+            the gradient is judged with the values there held.
         entries: read the entries of small tensors also where the tensor agrees.
         batch_bytes: memory for evaluating many points at once.
 
@@ -39,7 +40,7 @@ class AuditOptions:
     seed: int = 0
     parameters: str = "*"
     truncation: Truncation | None = None
-    intended: tuple[str, ...] = ()
+    intended: Sequence[str] = ()
     entries: bool = False
     batch_bytes: int = 64 * 2**20
 
@@ -54,9 +55,11 @@ class AuditOptions:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 msg = f"{name} must be a whole number, at least {least}, got {value!r}"
                 raise OptionError(msg, where="options", hint=f"leave {name} out, or give a larger number")
-        if isinstance(self.intended, str) or not all(isinstance(glob, str) for glob in self.intended):
-            msg = f"intended must be several globs, got {self.intended!r}"
-            raise OptionError(msg, where="options", hint='intended=("model.py:57",)')
+        given = (self.intended,) if isinstance(self.intended, str) else tuple(self.intended)
+        if not all(isinstance(glob, str) for glob in given):
+            msg = f"intended must be globs, got {self.intended!r}"
+            raise OptionError(msg, where="options", hint='intended=["model.py:57"]')
+        object.__setattr__(self, "intended", given)
         if self.truncation is not None and not isinstance(self.truncation, Truncation):
             msg = f"truncation must be a Truncation, got {self.truncation!r}"
             raise OptionError(msg, where="options", hint="gradaudit.tail(1), or Truncation.parse('tail:1')")

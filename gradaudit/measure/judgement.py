@@ -21,7 +21,7 @@ _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
 #: A derivative exists where the bound is this small beside it; near an infinite slope it is not.
 _EXISTS = 0.01
 #: A full estimate with a coarser resolution resolves nothing.
-_BLIND = 0.5
+_HOPELESS = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,7 +194,7 @@ def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, reso
     kinked = any(line.estimate.status == "kink" for line, _ in pairs)
     # a follow-up does not know a kink: at one it is no witness, neither for nor against; nor where even a full
     # estimate resolves nothing, as among many kinks in float32
-    blind = any(c.resolution > _BLIND and c.verdict is Verdict.INCONCLUSIVE for c in deep)
+    blind = any(c.resolution > _HOPELESS and c.verdict is Verdict.INCONCLUSIVE for c in deep)
     witnesses = full if kinked or blind else full + first
     if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and witnesses.count(Verdict.DISAGREE) > 1):
         return Verdict.DISAGREE

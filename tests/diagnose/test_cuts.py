@@ -148,5 +148,6 @@ def test_an_intended_cut_that_is_not_there_is_an_error():
         gradaudit.audit(Product([cut(2)]), intended=["model.py:7"])
     with pytest.raises(gradaudit.errors.OptionError, match="none that this model can list"):
         gradaudit.audit(Product([]), intended=["model.py:7"])
-    with pytest.raises(gradaudit.errors.OptionError, match="several globs"):
-        gradaudit.AuditOptions(intended="model.py:7")
+    with pytest.raises(gradaudit.errors.OptionError, match="must be globs"):
+        gradaudit.AuditOptions(intended=[57])
+    assert gradaudit.AuditOptions(intended="model.py:7") == gradaudit.AuditOptions(intended=["model.py:7"])
