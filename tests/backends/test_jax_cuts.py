@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ import gradaudit
 from gradaudit import Verdict
 from gradaudit.backends import registry
 from tests import conftest
+from tests.backends.cutting import base, marked
 
 #: Collected where jax is tested, unknown elsewhere: nothing is skipped silently.
 __test__ = "jax" in conftest.tested()
@@ -20,16 +19,6 @@ T = 30
 
 def model(function, **parameters):
     return registry.get("jax").function_model(function, parameters)
-
-
-def base(dtype="float64"):
-    rng = np.random.default_rng(1)
-    return {"W": (0.5 * rng.standard_normal((3, 3))).astype(dtype), "b": rng.standard_normal(3).astype(dtype)}
-
-
-def marked(function, marker="# CUT"):
-    lines, start = inspect.getsourcelines(function)
-    return [start + i for i, line in enumerate(lines) if line.rstrip().endswith(marker)]
 
 
 def identity(x):

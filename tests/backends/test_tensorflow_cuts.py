@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 
 import numpy as np
@@ -14,6 +13,7 @@ from gradaudit.backends import registry
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import SupportsCuts
 from tests import conftest
+from tests.backends.cutting import marked
 
 #: Collected where TensorFlow is tested, unknown elsewhere: nothing is skipped silently.
 __test__ = "tensorflow" in conftest.tested()
@@ -32,11 +32,6 @@ def tf():
 
 def model(function, dtype="float64"):
     return registry.get("tensorflow").function_model(function, {"W": W.astype(dtype)})
-
-
-def marked(function, mark="# CUT"):
-    lines, first = inspect.getsourcelines(function)
-    return [first + i for i, line in enumerate(lines) if mark in line]
 
 
 def numeric(m, h=1e-3):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ import gradaudit
 from gradaudit.backends import registry
 from gradaudit.protocols import SupportsCuts
 from tests import conftest
+from tests.backends.cutting import base, marked
 
 #: Collected where torch is tested, unknown elsewhere: nothing is skipped silently.
 __test__ = "torch" in conftest.tested()
@@ -27,16 +26,6 @@ def torch():
 
 def model(function, parameters):
     return registry.get("torch").function_model(function, parameters)
-
-
-def base(dtype="float64"):
-    rng = np.random.default_rng(1)
-    return {"W": (0.5 * rng.standard_normal((3, 3))).astype(dtype), "b": rng.standard_normal(3).astype(dtype)}
-
-
-def marked(function, marker="# CUT"):
-    lines, start = inspect.getsourcelines(function)
-    return [start + i for i, line in enumerate(lines) if line.rstrip().endswith(marker)]
 
 
 def differences(m, h=1e-4):
