@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.direction import Point
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation
-from gradaudit.sites import Cut
+from gradaudit.sites import CustomRule, Cut, Origin
 
 __all__ = [
     "Backend",
@@ -27,6 +27,8 @@ __all__ = [
     "SupportsEnvironment",
     "SupportsFrozen",
     "SupportsJvp",
+    "SupportsOrigin",
+    "SupportsRules",
     "SupportsSizes",
     "SupportsState",
     "SupportsSteps",
@@ -129,6 +131,25 @@ class SupportsCuts(Protocol):
 
         The gradient of this loss is what the framework returns for the original, if nothing else is wrong.
         """
+
+
+@runtime_checkable
+class SupportsRules(Protocol):
+    """The framework can compare hand-written derivatives with what they are the derivatives of."""
+
+    def rules(self) -> Sequence[CustomRule]:
+        """The rules that the loss runs at the base point, in the order of their first execution, each compared."""
+
+    def replacing(self, rules: Collection[CustomRule]) -> Model | None:
+        """The same loss, these rules replaced by the derivatives of their primals; None: it cannot be made to."""
+
+
+@runtime_checkable
+class SupportsOrigin(Protocol):
+    """The framework can say where a gradient stops being finite."""
+
+    def origin(self) -> Origin | None:
+        """At the base point, the first operation of the backward pass with finite inputs and a non-finite result."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Where in the user's code a gradient is cut: a line, the same in every framework."""
+"""Places in the user's code where a gradient is made, cut or lost: a line, the same in every framework."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-__all__ = ["Cut"]
+__all__ = ["CustomRule", "Cut", "Origin"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +52,64 @@ class Cut:
 
     def __str__(self) -> str:
         return f"{self.kind} at {self.place}" + (f" in {self.name}" if self.name else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomRule:
+    """A derivative written by hand, which the loss runs: an `autograd.Function`, a `custom_vjp`, a `custom_gradient`.
+
+    Attributes:
+        kind: ``autograd.Function``, ``custom_vjp``, ``custom_jvp``, ``custom_gradient``: the user's own word.
+        name: of the function or class, for example ``MyGelu``.
+        path: the source file of the rule, the backward where that is written apart.
+        line: from 1; 0 where unknown.
+        executions: how often it ran in one loss, on values that depend on parameters.
+        library: written in an installed package, not in the user's code.
+        error: of the rule beside the derivative of its own primal, on the inputs that it saw: the largest relative
+            error over its inputs; NaN where that cannot be taken.
+        argument: the input with that error, from 0, among those that have a gradient.
+    """
+
+    kind: str
+    name: str
+    path: str
+    line: int
+    executions: int = field(default=1, compare=False)
+    library: bool = field(default=False, compare=False)
+    error: float = field(default=float("nan"), compare=False)
+    argument: int = field(default=0, compare=False)
+
+    @property
+    def place(self) -> str:
+        """For people: ``ops.py:31``."""
+        return f"{Path(self.path).name}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} at {self.place}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The first operation of the backward pass that makes something non-finite out of what was finite.
+
+    Attributes:
+        operation: the framework's name of it, for example ``sqrt``.
+        path: the source file of the forward operation.
+        line: from 1; 0 where unknown.
+        function: in which it is written.
+        forward: its own value was not finite already, in the forward pass.
+    """
+
+    operation: str
+    path: str
+    line: int
+    function: str = ""
+    forward: bool = False
+
+    @property
+    def place(self) -> str:
+        """For people: ``model.py:57``."""
+        return f"{Path(self.path).name}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.operation} at {self.place}" + (f" in {self.function}" if self.function else "")
