@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
-from gradaudit.diagnose import arrangement, cut, factor, point, precision, rearranged, repeat, time
+from gradaudit.diagnose import arrangement, custom, cut, factor, point, precision, rearranged, repeat, time
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.errors import OptionError
 from gradaudit.report import Finding
@@ -34,13 +34,16 @@ class Rule:
 #: In the order they run: what makes the rest meaningless first, proofs before patterns, "unexplained" last.
 RULES: tuple[Rule, ...] = (
     Rule("GA801", "the loss does not repeat itself", repeat.random_loss),
+    Rule("GA803", "gradient of the call before", repeat.lagging),
     Rule("GA802", "the gradient does not repeat itself", repeat.random_gradient),
     Rule("GA604", "gradient not finite", point.non_finite),
     Rule("GA602", "not continuous here: a jump", point.jump, explains=False),
     Rule("GA601", "not differentiable here: a kink", point.kink, explains=False),
     Rule("GA102", "truncated in time, as declared", time.truncated_as_declared),
     Rule("GA103", "not the gradient of the declared truncation", time.not_as_declared, explains=False),
+    Rule("GA104", "truncated in time", time.truncated),
     Rule("GA101", "cut at a line", cut.at_line),
+    Rule("GA501", "wrong hand-written rule", custom.wrong_rule),
     Rule("GA201", "missing gradient", cut.missing),
     Rule("GA603", "the loss stands still, its gradient does not", point.straight_through),
     Rule("GA303", "opposite sign", factor.sign),
@@ -51,6 +54,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GA402", "gradients of two parameters swapped", rearranged.swapped),
     Rule("GA403", "blocks in another order", rearranged.permuted),
     Rule("GA404", "shifted or reversed", rearranged.shifted),
+    Rule("GA804", "gradient that does not follow the parameters", repeat.kept),
     Rule("GA405", "wrong entries", arrangement.wrong_entries),
     Rule("GA406", "wrong block", arrangement.wrong_block),
     Rule("GA901", "unexplained", precision.unexplained),

@@ -78,6 +78,59 @@ def accumulating():
     return of(lambda p: (p["x"] ** 2).sum(), gradient, x=[0.3, 0.7])
 
 
+def lagging():
+    """Each call returns what the call before computed."""
+    last = np.ones(2)
+
+    def gradient(p):
+        nonlocal last
+        now, last = last, 2 * p["x"]
+        return {"x": now}
+
+    return of(lambda p: (p["x"] ** 2).sum(), gradient, x=[0.3, 0.7])
+
+
+def leftover():
+    """Each call adds to what another loss left there."""
+    total = np.array([5.0, -3.0])
+
+    def gradient(p):
+        nonlocal total
+        total = total + 2 * p["x"]
+        return {"x": total}
+
+    return of(lambda p: (p["x"] ** 2).sum(), gradient, x=[0.3, 0.7])
+
+
+def old_parameters():
+    old = np.array([0.5, -0.2, 1.0])
+    return of(lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.cos(old)}, x=[0.3, 0.7, -1.1])
+
+
+def sequence(change, steps=12):
+    """A recurrent net whose inputs (T, N) are parameters too; ``change`` changes the gradient of the inputs."""
+    c = np.random.default_rng(8).standard_normal((steps, 2))
+
+    def value_and_grad(p):
+        h, states = np.zeros(2), []
+        for x in p["x"]:
+            h = np.tanh(0.8 * h + x)
+            states.append(h)
+        back, g = np.zeros(2), np.zeros_like(p["x"])
+        for t in reversed(range(steps)):
+            back = (back + c[t]) * (1 - states[t] ** 2)
+            g[t] = back
+            back = 0.8 * back
+        return (c * states).sum(), {"x": change(g)}
+
+    x = {"x": np.random.default_rng(9).standard_normal((steps, 2))}
+    return NumpyModel(lambda p: value_and_grad(p)[0], x, value_and_grad=value_and_grad)
+
+
+def last_steps(k, n=12):
+    return lambda g: g * (np.arange(n) >= n - k)[:, None]
+
+
 def where_trap():
     """sqrt at 0 in the branch that is not selected: the loss is smooth, back-propagation is 0 * inf."""
     x = np.array([0.0, 2.0])
@@ -167,6 +220,9 @@ FIRES = {
     "GA701": unresolved(),
     "GA801": randomised(loss_random=True, gradient_random=False),
     "GA802": randomised(loss_random=False, gradient_random=True),
+    "GA803": lagging(),
+    "GA804": old_parameters(),
+    "GA104": sequence(last_steps(3)),
     "GA304": mlp(lambda g: times(1 / np.sqrt(sum((a**2).sum() for a in g.values())))(g)),
     "GA305": mlp(lambda g: {name: np.clip(a, -0.05, 0.05) for name, a in g.items()}),
     "GA401": square(lambda g: g.T),
@@ -212,6 +268,13 @@ SILENT = {
     "a comparison": of(lambda p: float((p["x"] > 0).sum()), lambda p: {"x": np.zeros(2)}, x=[0.3, -0.7]),
     "a kink far away": relu_net(),
     "offset": of(lambda p: 1e5 + np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"])}, x=[0.3, 0.7]),
+    "a gradient in time": sequence(lambda g: g),
+    "a gradient that vanishes in time": of(
+        lambda p: np.sin(1e-3 ** np.arange(12.0) * p["x"]).sum(),
+        lambda p: {"x": 1e-3 ** np.arange(12.0) * np.cos(1e-3 ** np.arange(12.0) * p["x"])},
+        x=np.linspace(0.3, 2, 12),
+    ),
+    "a linear loss": of(lambda p: (np.arange(3) * p["x"]).sum(), lambda p: {"x": np.arange(3.0)}, x=[0.3, 0.7, 2.0]),
     "float32 net": mlp(dtype="float32", seed=3),
 }
 
@@ -300,6 +363,39 @@ def test_accumulation_is_recognised():
     assert finding.code == "GA802"
     assert "The second is twice the first" in finding.sentence
     assert "zero_grad" in finding.remedy
+
+
+def test_what_earlier_calls_left_is_recognised():
+    (finding,) = gradaudit.audit(leftover()).findings
+    assert (finding.code, finding.confidence) == ("GA802", "proven")
+    assert "each call adds to what earlier calls left" in finding.sentence
+
+
+@pytest.mark.parametrize("k", [1, 3, 11])
+def test_the_steps_that_are_covered_are_counted(k):
+    (finding,) = gradaudit.audit(sequence(last_steps(k))).findings
+    assert (finding.code, finding.confidence) == ("GA104", "consistent")
+    assert finding.title == f"truncated in time, tail, k = {k}"
+    assert f"zero in the first {12 - k} of 12 steps" in finding.sentence
+    assert finding.numbers == {"k": k, "steps": 12}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: last_steps(3)(1.01 * g),
+        lambda g: g * (np.arange(12) != 4)[:, None],
+        lambda g: g * (np.arange(12) < 9)[:, None],
+        lambda g: 0.5 * g,
+    ],
+)
+def test_what_is_no_cliff_is_no_truncation(change):
+    assert "GA104" not in {finding.code for finding in gradaudit.audit(sequence(change)).findings}
+
+
+def test_a_factor_on_a_linear_loss_is_not_stale():
+    model = of(lambda p: (np.arange(3) * p["x"]).sum(), lambda p: {"x": 2 * np.arange(3.0)}, x=[0.3, 0.7, 2.0])
+    assert [finding.code for finding in gradaudit.audit(model).findings] == ["GA301"]
 
 
 def test_the_digits_lost_are_said():
