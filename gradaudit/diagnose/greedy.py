@@ -54,8 +54,12 @@ def fewest(
 
 
 def agree(measured: Measurement, names: Sequence[str]) -> bool:
-    """Whether all these tensors agree."""
-    return all(measured.verdicts[name] is Verdict.AGREE for name in names)
+    """Whether every number of these tensors is accounted for, and each tensor has one that tells something.
+
+    Less than the verdict AGREE: the same looks that condemned the gradient must clear it, and no further ones.
+    """
+    looks = {name: [*measured.of(name), *measured.of(name, entries=True)] for name in names}
+    return all(all(c.holds for c in own) and any(c.verdict is Verdict.AGREE for c in own) for own in looks.values())
 
 
 def _gap(names: Sequence[str], measured: Measurement | None) -> float:

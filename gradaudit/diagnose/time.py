@@ -93,14 +93,14 @@ def truncated(evidence: Evidence) -> Finding | None:
     blamed = blame(evidence, wrong)
     at = "" if blamed is None else f", cut at {', '.join(dict.fromkeys(cut.place for cut in blamed.cuts))}"
     lines = "" if blamed is None else f" The backward pass is cut by {', '.join(map(times, blamed.cuts))}."
-    last = "in the last one" if k == 1 else f"in the last {k:,}"
+    last, of_k = ("in the last one", "step") if k == 1 else (f"in the last {k:,}", f"{k:,} steps")
     return Finding(
         code="GA104",
         title=f"truncated in time, tail, k = {k}{at}",
         confidence="consistent" if blamed is None else "proven",
         sentence=f"The gradient of {', '.join(cliffs)} is exactly zero in the first {n_steps - k:,} of {n_steps:,} "
-        f"steps, where the loss does depend on it, and right {last}: the backward pass covers the last {k:,} "
-        f"step{'s' if k > 1 else ''} only.{lines}",
+        f"steps, where the loss does depend on it, and right {last}: the backward pass covers the last {of_k} "
+        f"only.{lines}",
         evidence="A cliff, not the slope of a gradient that vanishes." if blamed is None else blamed.shown,
         remedy="If this is meant, remember that losses at earlier steps contribute nothing (if only the last step has "
         "a loss, it is any truncation after k steps). If not: let the backward pass cover all steps, or cut the state "
