@@ -14,7 +14,7 @@ from gradaudit.backends import registry
 from gradaudit.cli import blind as blind_command
 from gradaudit.cli import demo as demo_command
 from gradaudit.cli.output import backends_table, progress
-from gradaudit.diagnose.table import RULES, page
+from gradaudit.diagnose.table import page, rules
 from gradaudit.errors import BackendNotInstalledError, BackendVersionError, GradauditError
 from gradaudit.recurrent import Truncation
 from gradaudit.render.to_text import table
@@ -107,6 +107,6 @@ def backends() -> None:
 def explain(code: str | None) -> None:
     """What a finding CODE means, a minimal program that has it, and how to mend it; without CODE, all codes."""
     if code is None:
-        click.echo("\n".join(table([[rule.code, rule.title] for rule in sorted(RULES, key=lambda rule: rule.code)])))
+        click.echo("\n".join(table([[rule.code, rule.title] for rule in sorted(rules(), key=lambda rule: rule.code)])))
     else:
         click.echo(page(code.upper()))
