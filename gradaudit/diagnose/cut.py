@@ -42,7 +42,14 @@ def blame(evidence: Evidence, wrong: Sequence[str]) -> Blamed | None:
     One line after another is removed; if none alone explains the gap, the best is kept and others are added (greedy).
     Where that is not possible, or explains nothing, the values that a line cuts off are held at the base point.
     """
-    lines = _by_line(evidence.cuts)
+    own = [cut for cut in evidence.cuts if not cut.library]
+    found = _among(evidence, wrong, own)
+    # a library's cuts are harmless as a rule (the maximum inside a softmax); what is proven is proven all the same
+    return found if found is not None or len(own) == len(evidence.cuts) else _among(evidence, wrong, evidence.cuts)
+
+
+def _among(evidence: Evidence, wrong: Sequence[str], listed: Sequence[Cut]) -> Blamed | None:
+    lines = _by_line(listed)
     if not lines:
         return None
     removed = fewest(evidence, wrong, lines, evidence.without)

@@ -101,21 +101,21 @@ class Evidence:
 
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
-        """Where the user's own code cuts the gradient; empty where the model cannot say."""
+        """Where the gradient is cut, the user's own lines before those of libraries; empty where nobody can say."""
         if not isinstance(self.model, SupportsCuts):
             return ()
         try:
-            return tuple(cut for cut in self.model.cuts() if not cut.library)
+            return tuple(sorted(self.model.cuts(), key=lambda cut: cut.library))
         except Exception:  # noqa: BLE001  # a listing that fails lists nothing; the verdict stands without it
             return ()
 
     @cached_property
     def rules(self) -> tuple[CustomRule, ...]:
-        """The derivatives that the user wrote by hand; empty where the model cannot say."""
+        """The derivatives written by hand, the user's own before those of libraries; empty where nobody can say."""
         if not isinstance(self.model, SupportsRules):
             return ()
         try:
-            return tuple(rule for rule in self.model.rules() if not rule.library)
+            return tuple(sorted(self.model.rules(), key=lambda rule: rule.library))
         except Exception:  # noqa: BLE001  # as in `cuts`
             return ()
 

@@ -12,6 +12,7 @@ from gradaudit.report import Finding
 #: Noise of a float64 loss beyond this is none of its own rounding.
 _COARSE_NOISE = 1e-12
 _ROUNDING = 1e-16
+_MOST_SHOWN = 3
 
 __all__ = ["low_precision_inside", "unexplained", "unresolved"]
 
@@ -73,11 +74,20 @@ def unexplained(evidence: Evidence) -> Finding | None:
         title="unexplained",
         confidence="unexplained",
         sentence=f"The gradient of {', '.join(names) or 'the whole model'} is not the derivative, and no known pattern "
-        f"fits. The largest relative error is {number(largest.relative_error)}, along {largest.direction.label}.",
+        f"fits. The largest relative error is {number(largest.relative_error)}, along {largest.direction.label}."
+        f"{_left(evidence)}",
         remedy="Compare the entries in report[name].analytic and .numeric; audit parts of the model on their own.",
         parameters=tuple(names),
         numbers={"relative_error": largest.relative_error},
     )
+
+
+def _left(evidence: Evidence) -> str:
+    """What was seen on the way and could not be shown to be the cause."""
+    cuts = [str(cut) for cut in evidence.cuts if not cut.library]
+    seen = cuts + [str(rule) for rule in evidence.rules if not rule.library]
+    more = f" and {len(seen) - _MOST_SHOWN} more" if len(seen) > _MOST_SHOWN else ""
+    return f" Seen, and not shown to explain it: {', '.join(seen[:_MOST_SHOWN])}{more}." if seen else ""
 
 
 def low_precision_inside(evidence: Evidence) -> Finding | None:

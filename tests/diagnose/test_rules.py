@@ -100,8 +100,9 @@ def test_a_wrong_rule_beside_another_fault_is_not_proven():
     assert "That alone does not explain the gap." in found.evidence
 
 
-def test_rules_in_libraries_are_none_of_the_users():
-    assert finding(Chain({"sin": WAVY}, [rule("sin", 0.2, library=True)])).code != "GA501"
+def test_a_librarys_rule_can_be_wrong_too():
+    found = finding(Chain({"sin": WAVY}, [rule("exp", 0.0), rule("sin", 0.2, library=True)]))
+    assert (found.code, found.title) == ("GA501", "wrong backward of sin at ops.py:10")
 
 
 def test_a_right_gradient_asks_for_no_rules(monkeypatch):
