@@ -180,9 +180,32 @@ def large(change):
     return of(lambda p: (c * np.sin(p["x"])).sum(), gradient, x=x)
 
 
+def narrow(dtype, x=None):
+    """A float32 net whose weight gradient is summed in another dtype; its float64 twin sums in float64."""
+    x = np.random.default_rng(3).standard_normal((300, 5)).astype("float32") if x is None else x
+
+    def gradient(p):
+        rows = x * np.cos(x @ p["w"])[:, None]
+        if p["w"].dtype == np.float64:
+            return {"w": rows.sum(0)}
+        total = np.zeros(5, dtype)
+        for row in rows.astype(dtype):
+            total = total + row
+        return {"w": total.astype("float32")}
+
+    w = {"w": np.float32([0.3, -0.7, 0.2, 0.9, -0.4])}
+    return NumpyModel(lambda p: np.sin(x @ p["w"]).sum(), w, gradient=gradient, any_dtype=True)
+
+
 def square(change):
     """A 12 x 12 tensor; ``change`` makes another gradient of the right one."""
     c, x = np.random.default_rng(6).standard_normal((2, 12, 12))
+    return of(lambda p: (c * np.sin(p["x"])).sum(), lambda p: {"x": change(c * np.cos(p["x"])).copy()}, x=x)
+
+
+def small(change):
+    """A 4 x 3 tensor, read entry by entry."""
+    c, x = np.random.default_rng(11).standard_normal((2, 4, 3))
     return of(lambda p: (c * np.sin(p["x"])).sum(), lambda p: {"x": change(c * np.cos(p["x"])).copy()}, x=x)
 
 
@@ -220,6 +243,8 @@ FIRES = {
     "GA701": unresolved(),
     "GA801": randomised(loss_random=True, gradient_random=False),
     "GA802": randomised(loss_random=False, gradient_random=True),
+    "GA407": small(lambda g: np.broadcast_to(g.sum(1, keepdims=True), g.shape)),
+    "GA703": narrow("float16"),
     "GA803": lagging(),
     "GA804": old_parameters(),
     "GA104": sequence(last_steps(3)),
@@ -268,6 +293,8 @@ SILENT = {
     "a comparison": of(lambda p: float((p["x"] > 0).sum()), lambda p: {"x": np.zeros(2)}, x=[0.3, -0.7]),
     "a kink far away": relu_net(),
     "offset": of(lambda p: 1e5 + np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"])}, x=[0.3, 0.7]),
+    "summed in its own dtype": narrow("float32"),
+    "all entries alike": of(lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"])}, x=np.full((4, 3), 0.3)),
     "a gradient in time": sequence(lambda g: g),
     "a gradient that vanishes in time": of(
         lambda p: np.sin(1e-3 ** np.arange(12.0) * p["x"]).sum(),
@@ -391,6 +418,30 @@ def test_the_steps_that_are_covered_are_counted(k):
 )
 def test_what_is_no_cliff_is_no_truncation(change):
     assert "GA104" not in {finding.code for finding in gradaudit.audit(sequence(change)).findings}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g: np.broadcast_to(g.sum(0, keepdims=True), g.shape), "x is the sum over axis 0 of the derivative"),
+        (lambda g: np.broadcast_to(g.mean(1, keepdims=True), g.shape), "x is the mean over axis 1 of the derivative"),
+    ],
+)
+def test_the_axis_that_was_summed_over(change, words):
+    (finding,) = gradaudit.audit(small(change)).findings
+    assert finding.code == "GA407"
+    assert words in finding.sentence
+
+
+@pytest.mark.parametrize("change", [lambda g: g.sum() + 0 * g, lambda g: g[:1] + 0 * g, np.abs])
+def test_what_is_no_sum_over_one_axis(change):
+    assert "GA407" not in {finding.code for finding in gradaudit.audit(small(change)).findings}
+
+
+def test_a_fault_of_both_precisions_is_not_one_of_float32():
+    model = mlp(times(1.1), dtype="float32")
+    codes = [f.code for f in gradaudit.audit(recurrent()).findings + gradaudit.audit(model).findings]
+    assert "GA703" not in codes
 
 
 def test_a_factor_on_a_linear_loss_is_not_stale():
