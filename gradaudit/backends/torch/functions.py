@@ -60,6 +60,15 @@ class Rule:
             return self.implementation(*args[:-1], **args[-1].keyword_only_args)
         return self.forward(*args) if self.setup_context else self.forward(ctx, *args)
 
+    def differentiate(self, ctx: Any, grads: Sequence[Any]) -> Any:
+        """Run the backward."""
+        return self.backward(ctx, list(grads)) if _boxed(self.cls) else self.backward(ctx, *grads)
+
+
+def _boxed(cls: Any) -> bool:
+    """Its backward takes its gradients as one list."""
+    return bool(getattr(cls, "boxed_grads_call", False))
+
 
 class Handler:
     """Stands between autograd and hand-written rules, in the thread that entered it."""
@@ -92,6 +101,8 @@ def handling(handler: Handler) -> Iterator[None]:
             yield
     finally:
         stack.remove(handler)
+        if not stack:
+            _LOCAL.pending.clear()
         _INSTALLED.leave()
 
 
@@ -239,7 +250,8 @@ def _wrappers(rule: Rule) -> Mapping[str, Callable[..., Any]]:
     def setup_context(ctx: Any, inputs: Any, output: Any) -> Any:
         while _stack() and _LOCAL.pending:
             handler, of, args, note = _LOCAL.pending.pop()
-            if of is rule and len(args) == len(inputs) and all(map(_same, args, inputs)):
+            # under vmap they are wrapped anew
+            if of is rule and (torch._C._are_functorch_transforms_active() or all(map(_same, args, inputs))):  # noqa: SLF001
                 handler.settle(rule, ctx, inputs, output, note)
                 setattr(ctx, _NOTE, (handler, rule, note))
                 return None
@@ -250,7 +262,7 @@ def _wrappers(rule: Rule) -> Mapping[str, Callable[..., Any]]:
         handler, of, note = getattr(ctx, _NOTE, (None, None, None))
         if handler is None or of is not rule:
             return rule.backward(ctx, *grads)
-        return handler.back(rule, ctx, note, grads)
+        return handler.back(rule, ctx, note, grads[0] if _boxed(rule.cls) else grads)
 
     name = "backward" if rule.cls.vjp is Function.vjp else "vjp"
     made: dict[str, tuple[Any, Any]] = {"forward": (forward, rule.forward), name: (backward, rule.backward)}

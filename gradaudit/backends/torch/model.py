@@ -14,11 +14,12 @@ from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
 from gradaudit.backends.torch.cuts import held, listed, removed
+from gradaudit.backends.torch.origin import found
 from gradaudit.backends.torch.rules import compared, replacing
 from gradaudit.backends.torch.state import preserved, threads
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import CustomRule, Cut
+from gradaudit.sites import CustomRule, Cut, Origin
 
 __all__ = ["HeldModel", "TorchModel", "as_array", "as_tensor", "environment"]
 
@@ -230,6 +231,15 @@ class TorchModel:
         except RuntimeError:
             return None
         return model
+
+    def origin(self) -> Origin | None:
+        """Where the gradient stops being finite: see `gradaudit.backends.torch.origin`."""
+        with preserved():
+            _, gradients = self.value_and_grad(self._parameters)
+        if all(g is None or np.isfinite(g).all() for g in gradients.values()):
+            return None
+        with preserved(), self._recording():
+            return found(self._function, self._leaves(self._parameters))
 
     def preserved(self) -> AbstractContextManager[None]:
         """PyTorch's global state as it was, see `gradaudit.backends.torch.state`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gradaudit.backends.torch.functions import Rule
 
-__all__ = ["Differences", "NotDifferentiableError", "Primal", "Tensors", "is_float", "paired", "unpacked"]
+__all__ = ["Differences", "NotDifferentiableError", "Primal", "Tensors", "is_float", "paired", "rewound", "unpacked"]
 
 Tensors: TypeAlias = dict[int, Tensor]
 
@@ -42,6 +43,17 @@ def paired(one: Tensor, other: Tensor) -> float:
 def unpacked(results: Any) -> tuple[Any, ...]:
     """What a method returned: several, or one."""
     return results if isinstance(results, tuple) else (results,)
+
+
+@contextmanager
+def rewound(state: Tensor | None) -> Iterator[None]:
+    """Random numbers from this state on, meanwhile; None: none are drawn."""
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(state)
+        yield
 
 
 class _Context:
@@ -80,7 +92,7 @@ class Primal:
 
     def __init__(self, rule: Rule, args: Sequence[Any], *, connected: bool = False) -> None:
         self.rule, self.args = rule, args
-        self.random = torch.get_rng_state()
+        random = torch.get_rng_state()
         needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in args)
         wanted = [a for a, needed in zip(args, needs, strict=True) if needed]
         # unseen by those who watch this thread for cuts
@@ -93,14 +105,15 @@ class Primal:
         # saved as they are: what is around, checkpointing for example, counts what a forward saves
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_identity, _identity):
             self.output = rule.primal(self.context, self.given)
+        self.random = None if torch.equal(random, torch.get_rng_state()) else random
         if rule.setup_context is not None:
-            with torch.no_grad():
+            with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                 rule.setup_context(self.context, self.given, self.output)
         self.outputs = unpacked(self.output)
 
     def passed(self) -> Any:
-        """The outputs as a forward would return them, after its changes in place."""
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # noqa: SLF001
+        """The outputs as a forward would return them, after its changes in place; grad mode is off in there."""
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
             for i, copy in enumerate(self.given):
                 if self._changed(i):
                     self.args[i].copy_(copy)
@@ -121,8 +134,7 @@ class Primal:
         if torch.is_grad_enabled():  # to be differentiated again: record once more, on what is connected
             pairs = zip(self._needed(), ctx.saved_tensors, strict=True)
             args = [saved if needed else a for (a, needed), saved in pairs]
-            with torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(self.random)
+            with rewound(self.random):
                 primal = Primal(self.rule, args, connected=True)
             found = primal.gradients(grads, create_graph=True)
             return primal.placed(found)
@@ -184,7 +196,7 @@ def _identity(tensor: Tensor) -> Tensor:
 class Differences:
     """A primal's directional derivatives, weighted by gradients of its outputs, by differences of fourth order."""
 
-    def __init__(self, rule: Rule, args: Sequence[Any], grads: Sequence[Any], random: Tensor) -> None:
+    def __init__(self, rule: Rule, args: Sequence[Any], grads: Sequence[Any], random: Tensor | None) -> None:
         self._rule, self._args, self._grads, self._random = rule, args, grads, random
         self._generator = torch.Generator().manual_seed(0)
         self._double = True
@@ -236,8 +248,7 @@ class Differences:
             if i in direction:
                 copies[i] += (step * direction[i]).to(copies[i].dtype)
         needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in self._args)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random)
+        with torch.no_grad(), rewound(self._random):
             outputs = unpacked(self._rule.primal(_Context(needs), [copies.get(id(a), a) for a in self._args]))
         return [out.to(_wide(out)).clone() if is_float(out) else out for out in outputs]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradaudit.backends.torch.functions import Handler, Rule, handling
-from gradaudit.backends.torch.replay import Differences, Primal, Tensors, is_float, paired, unpacked
+from gradaudit.backends.torch.replay import Differences, Primal, Tensors, is_float, paired, rewound, unpacked
 from gradaudit.sites import CustomRule
 
 __all__ = ["Replacing", "compared", "replacing"]
@@ -37,7 +37,9 @@ class Replacing(Handler):
         self._inside = 0
 
     def handles(self, rule: Rule) -> bool:
-        """Whether it replaces this one."""
+        """Whether it replaces this one; inside a transform of `torch.func` it cannot."""
+        if torch._C._are_functorch_transforms_active():  # noqa: SLF001
+            return False
         return self._rules is None or self._inside > 0 or rule.site in self._rules
 
     def run(self, rule: Rule, ctx: Any, args: Sequence[Any]) -> tuple[Any, Any]:  # noqa: ARG002
@@ -105,7 +107,7 @@ class _Watching(Handler):
         """The forward as it is; the note is its ordinal."""
         ordinal = self._count
         self._count += 1
-        if ordinal in self._kept:
+        if ordinal in self._kept and not torch._C._are_functorch_transforms_active():  # noqa: SLF001
             self.samples[ordinal] = _Sample(rule, _copied(args), torch.get_rng_state())
         return rule.forward(*args) if rule.setup_context else rule.forward(ctx, *args), ordinal
 
@@ -119,17 +121,21 @@ class _Watching(Handler):
         self.live.setdefault(rule.site, set()).add(note)
         sample = self.samples.get(note)
         if sample is None or sample.grads is not None:
-            return rule.backward(ctx, *grads)
-        sample.grads = tuple(_copied(grads[0] if getattr(rule.cls, "boxed_grads_call", False) else grads))
-        results = rule.backward(ctx, *grads)
+            return rule.differentiate(ctx, grads)
+        sample.grads = tuple(_copied(grads))
+        results = rule.differentiate(ctx, grads)
         sample.results = tuple(_copied(unpacked(results)))
         return results
 
 
 def _copied(values: Sequence[Any]) -> list[Any]:
     """Tensors as they are now; one that is given twice stays one."""
+    copies = {}
     with torch._C.DisableTorchFunction():  # noqa: SLF001
-        copies = {id(x): x.detach().clone().requires_grad_(x.requires_grad) for x in values if isinstance(x, Tensor)}
+        for x in values:
+            if isinstance(x, Tensor):
+                copy = x.detach().to_dense() if x.is_sparse else x.detach().clone()
+                copies[id(x)] = copy.requires_grad_() if x.requires_grad else copy
     return [copies.get(id(x), x) for x in values]
 
 
@@ -196,8 +202,7 @@ def _recorded(sample: _Sample) -> tuple[Tensors | None, float]:
     # what is not differentiated may be changed by the forward: running statistics
     args = [a.clone() if isinstance(a, Tensor) and not a.requires_grad else a for a in sample.args]
     assert sample.grads is not None  # see _error
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(sample.random)
+    with rewound(sample.random):
         try:
             primal = Primal(sample.rule, args)
             truth = primal.gradients(sample.grads)
