@@ -1,0 +1,295 @@
+"""The `tf.custom_gradient`s of a TensorFlow loss, each compared with the derivative of its own primal, or replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from math import isfinite, nan
+from types import CodeType
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import tensorflow as tf
+
+from gradaudit.arrays import Array, NamedArrays, eps
+from gradaudit.backends.tensorflow.eager import (
+    EagerFunction,
+    EagerModel,
+    Rewritten,
+    RuleCall,
+    Twin,
+    evaluate,
+    is_recorded,
+)
+from gradaudit.backends.tensorflow.state import private
+from gradaudit.sites import CustomRule
+
+__all__ = ["RuleExperiments"]
+
+#: How many functions made by the same line are told apart, by what they close over.
+_MAKES = 32
+
+
+@final
+class RuleExperiments:
+    """The rules of one function at one base point: `gradaudit.protocols.SupportsRules`.
+
+    Args:
+        function: from a dict of named tensors to one number.
+        parameters: the base point.
+    """
+
+    def __init__(self, function: EagerFunction, parameters: NamedArrays) -> None:
+        self._function = function
+        self._parameters = parameters
+        self._listed: tuple[CustomRule, ...] | None = None
+
+    def rules(self) -> tuple[CustomRule, ...]:
+        """The rules, in the order of their first execution; empty if the function cannot run eagerly."""
+        if self._listed is None:
+            try:
+                self._listed = self._compared()
+            except Exception:  # noqa: BLE001  # no one type says "in a graph only" or "not in this TensorFlow"
+                self._listed = ()
+        return self._listed
+
+    def replacing(self, rules: Collection[CustomRule], twin: Twin) -> EagerModel | None:
+        """The function with the derivatives of these rules' primals; None where one is not listed."""
+        if not set(rules) <= set(self.rules()):
+            return None
+        return EagerModel(self._function, self._parameters, twin, replaced=frozenset(rules))
+
+    def _compared(self) -> tuple[CustomRule, ...]:
+        executions: dict[CustomRule, list[_Make]] = {}
+        evaluate(
+            self._function,
+            self._parameters,
+            watcher=lambda call, _: executions.setdefault(call.rule, []).append(_make(call.function)),
+        )
+        if not executions:
+            return ()
+        chosen = {rule: set(_chosen(makes)) for rule, makes in executions.items()}
+        runs = dict.fromkeys(executions, 0)
+        found: dict[CustomRule, list[tuple[float, int]]] = {rule: [] for rule in executions}
+
+        def compare(call: RuleCall, run: Rewritten) -> None:
+            if runs[call.rule] in chosen[call.rule]:
+                found[call.rule].append(_Comparison(call, run).error())
+            runs[call.rule] += 1
+
+        evaluate(self._function, self._parameters, watcher=compare)
+        return tuple(
+            replace(rule, executions=len(executions[rule]), error=error, argument=argument)
+            for rule in executions
+            for error, argument in [max(found[rule], key=lambda e: (isfinite(e[0]), e[0]), default=(nan, 0))]
+        )
+
+
+# --- which executions are compared ---
+
+_Make: TypeAlias = tuple[Any, ...]
+
+
+def _make(function: Any, depth: int = 3) -> _Make:
+    """What tells functions of the same line apart: the code and the plain values that they close over."""
+    code = getattr(function, "__code__", None)
+    cells = getattr(function, "__closure__", None) or ()
+    return (code, *(_part(value, depth - 1) for value in map(_content, cells))) if isinstance(code, CodeType) else ()
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _part(value: Any, depth: int) -> Any:
+    if isinstance(value, bool | int | float | str | None):
+        return type(value), value
+    return _make(value, depth) if depth and callable(value) else type(value)
+
+
+def _chosen(makes: Sequence[_Make]) -> Iterator[int]:
+    """The first, the middle and the last execution of each make."""
+    of: dict[_Make, list[int]] = {}
+    for n, make in enumerate(makes):
+        if make in of or len(of) < _MAKES:
+            of.setdefault(make, []).append(n)
+    for numbers in of.values():
+        yield from (numbers[0], numbers[len(numbers) // 2], numbers[-1])
+
+
+# --- one comparison ---
+
+#: Beyond these a difference to the tape's derivative of the primal is looked at by differences of the primal, too.
+_SUSPECT, _SUSPECT_SINGLE = 1e-9, 1e-5
+_SINGLE_EPS = 1e-12
+#: Steps of differences in units of the argument's size, and how well two steps must agree.
+_STEPS, _AGREE = (1e-3, 1e-5), 1e-7
+_STEPS_SINGLE, _AGREE_SINGLE = (3e-2, 3e-3), 1e-2
+_DIRECTIONS = 3
+
+
+class _NotComparableError(Exception):
+    """No derivative of the primal to compare with."""
+
+
+@final
+class _Comparison:
+    """A rule beside the derivative of its primal, on the arguments of one execution that depend on parameters."""
+
+    def __init__(self, call: RuleCall, run: Rewritten) -> None:
+        self._call, self._run = call, run
+        self._leaves = tf.nest.flatten((call.args, call.kwargs))
+        differentiable = [i for i, leaf in enumerate(self._leaves) if _has_gradient(leaf)]
+        self._numbers = {leaf: number for number, leaf in enumerate(differentiable)}
+        self._compared = [i for i in differentiable if is_recorded(self._leaves[i])]
+        self._random = np.random.default_rng(0)
+
+    def error(self) -> tuple[float, int]:
+        """The largest relative error, and the number of its argument among those that have a gradient."""
+        try:
+            found = [(self._error_of(i), self._numbers[i]) for i in self._compared] if self._differentiated() else []
+        except Exception:  # noqa: BLE001  # the user's code, called for something else than the loss
+            found = []
+        # a rule that cannot be compared in one argument is right in all if it is in the others
+        return max(found, key=lambda e: (isfinite(e[0]), e[0]), default=(nan, 0))
+
+    def _differentiated(self) -> bool:
+        self._weights: list[Any] = []
+        self._rule = self._gradients(self._ruled)
+        self._run.left = False
+        try:
+            self._truth = self._gradients(self._primal)
+        except Exception:  # noqa: BLE001  # an operation without a derivative raises, whatever it likes
+            self._truth = [None] * len(self._compared)
+        if self._run.left:  # the tape lacks a part
+            self._truth = [None] * len(self._compared)
+        return bool(self._weights)
+
+    def _error_of(self, i: int) -> float:
+        k = self._compared.index(i)
+        rule, truth = self._rule[k], self._truth[k]
+        single = eps(self._leaves[i].dtype.real_dtype.as_numpy_dtype) > _SINGLE_EPS
+        if truth is not None and np.isfinite(truth).all():
+            error = _relative(np.zeros_like(truth) if rule is None else rule, truth)
+            if error <= (_SUSPECT_SINGLE if single else _SUSPECT):
+                return error
+            # the tape may round where the rule does not; two that tell the same are believed
+            other = self._numeric(i, rule, single=single)
+            return other if other < error / 100 else error
+        return self._numeric(i, rule, single=single)
+
+    # --- by the tape ---
+
+    def _ruled(self, args: Any, kwargs: Any) -> Any:
+        with self._run.originals():
+            return self._call.decorator(self._call.function, args, kwargs)
+
+    def _primal(self, args: Any, kwargs: Any) -> Any:
+        return self._run.primal(self._call.function, args, kwargs)
+
+    def _gradients(self, function: Callable[[Any, Any], Any]) -> list[Array | None]:
+        """Of the weighted sum of results with respect to each argument, told apart by its position."""
+        leaves = self._copies()
+        sources = [leaves[i] for i in self._compared]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            results = _differentiable(function(*self._packed(leaves)))
+        if not self._weights:
+            self._weights = [self._weight(result) for result in results]
+        gradients = tape.gradient(results, sources, output_gradients=self._weights)
+        return [None if g is None else np.asarray(tf.convert_to_tensor(g)) for g in gradients]
+
+    def _copies(self) -> list[Any]:
+        """The arguments; one tensor passed twice is two, and the tape of the loss knows none of them."""
+        with private("eager.record").stop_recording():
+            return [tf.identity(leaf) if i in self._numbers else leaf for i, leaf in enumerate(self._leaves)]
+
+    def _packed(self, leaves: Sequence[Any]) -> Any:
+        return tf.nest.pack_sequence_as((self._call.args, self._call.kwargs), leaves)
+
+    def _weight(self, result: Any) -> Any:
+        weight = self._random.standard_normal(result.shape)
+        if result.dtype.is_complex:
+            weight = weight + 1j * self._random.standard_normal(result.shape)
+        return tf.cast(tf.constant(weight), result.dtype)
+
+    # --- by differences ---
+
+    def _numeric(self, i: int, rule: Array | None, *, single: bool) -> float:
+        """The error along a few directions, in float64 where the primal can; NaN where it has no derivative."""
+        if self._leaves[i].dtype.is_complex:
+            return nan
+        for wide in (True, False) if single else (True,):
+            try:
+                return self._along(i, rule, wide=wide)
+            except _NotComparableError:
+                return nan
+            except Exception:  # noqa: BLE001, S112  # the primal is not for float64
+                continue
+        return nan
+
+    def _along(self, i: int, rule: Array | None, *, wide: bool) -> float:
+        leaves = [
+            tf.cast(leaf, tf.float64) if wide and _has_gradient(leaf) and not leaf.dtype.is_complex else leaf
+            for leaf in self._copies()
+        ]
+        at = np.asarray(leaves[i], np.float64)
+        size = float(np.sqrt(np.mean(at**2))) or 1.0
+        found, true = [], []
+        for _ in range(_DIRECTIONS):
+            direction = self._random.standard_normal(at.shape)
+
+            def moved(t: float, direction: Array = direction) -> float:
+                leaves[i] = tf.cast(tf.constant(at + t * size * direction), leaves[i].dtype)
+                return self._weighted(self._primal(*self._packed(leaves)), wide=wide)
+
+            slope = 0.0 if rule is None else float(np.sum(np.asarray(rule, np.float64) * direction))
+            found.append(slope)
+            true.append(_slope(moved, wide=wide, beside=slope * size) / size)
+        return _relative(np.array(found), np.array(true))
+
+    def _weighted(self, results: Any, *, wide: bool) -> float:
+        flat = _differentiable(results)
+        if wide and any(eps(r.dtype.real_dtype.as_numpy_dtype) > _SINGLE_EPS for r in flat):
+            msg = "results in single precision of arguments in double"
+            raise TypeError(msg)
+        pairs: Iterable[tuple[Any, Any]] = zip(flat, self._weights, strict=True)
+        return sum(float(np.sum((np.conj(np.asarray(w)) * np.asarray(r)).real.astype(np.float64))) for r, w in pairs)
+
+
+def _has_gradient(leaf: Any) -> bool:
+    return isinstance(leaf, tf.Tensor) and (leaf.dtype.is_floating or leaf.dtype.is_complex)
+
+
+def _differentiable(results: Any) -> list[Any]:
+    return [r for r in tf.nest.flatten(results) if _has_gradient(r)]
+
+
+def _relative(found: Array, true: Array) -> float:
+    """The error relative to the truth, or, where that is zero, to what was found."""
+    size, other = float(np.linalg.norm(true)), float(np.linalg.norm(found))
+    error = float(np.linalg.norm(found - true))
+    return 0.0 if error == 0 else error / (size if size > 1e-9 * other else other)
+
+
+def _slope(function: Callable[[float], float], *, wide: bool, beside: float) -> float:
+    """At 0, by differences of fourth order.
+
+    Raises:
+        _NotComparableError: other steps give other slopes.
+    """
+    steps, agree = (_STEPS, _AGREE) if wide else (_STEPS_SINGLE, _AGREE_SINGLE)
+    for step in steps:
+        one, other = _difference(function, step), _difference(function, step / 2)
+        if abs(one - other) <= agree * max(abs(other), abs(beside)):
+            return other
+    msg = "the primal is not smooth there"
+    raise _NotComparableError(msg)
+
+
+def _difference(function: Callable[[float], float], step: float) -> float:
+    near, far = function(step) - function(-step), function(2 * step) - function(-2 * step)
+    return (8 * near - far) / (12 * step)
