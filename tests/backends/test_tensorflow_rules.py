@@ -508,13 +508,13 @@ def test_nothing_stays_redirected(tf):
         during.append(patched())
         return x**2, grad
 
-    class InterruptedError(BaseException):
+    class Interrupted(BaseException):
         pass
 
     @tf.custom_gradient
     def interrupted(x):
         def grad(g):
-            raise InterruptedError
+            raise Interrupted
 
         return x**2, grad
 
@@ -536,7 +536,7 @@ def test_nothing_stays_redirected(tf):
     np.testing.assert_allclose(gradient(m.replacing(m.rules())), 2 * W)
     assert model(failing_loss).rules() == ()
     assert same(before, patched())
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Interrupted):
         model(lambda p: tf.reduce_sum(interrupted(p["W"]))).rules()
     assert same(before, patched())
 

@@ -53,6 +53,9 @@ _WRAPPING = ("python/util/", "python/ops/weak_tensor_ops.py")
 _WRAPPERS = ("stop_gradient", "convert_to_numpy", "numpy_function", "py_func")
 _OPERATORS = ("framework/override_binary_operator.py", "ops/tensor_math_operator_overrides.py")
 
+#: What calls other functions: what those call is nearer to the point.
+_CALLING = ("cond", "case", "switch_case", "while_loop", "map_fn", "scan", "foldl", "foldr", "vectorized_map")
+
 
 def caller() -> Caller:
     """The first outside TensorFlow, Keras, NumPy and here."""
@@ -61,7 +64,11 @@ def caller() -> Caller:
         path = frame.f_code.co_filename
         if path.startswith(_FRAMEWORKS):
             library = library or not (any(part in path for part in _WRAPPING) or frame.f_code.co_name in _WRAPPERS)
-            called = "" if path.endswith(_OPERATORS) else _public_name(frame) or called
+            name = _public_name(frame)
+            if path.endswith(_OPERATORS):
+                called = ""
+            elif name and not (called and name in _CALLING):
+                called = name
         elif not path.startswith(_TRANSPARENT):
             break
         if frame.f_back is None:

@@ -13,11 +13,12 @@ import tensorflow as tf
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
 from gradaudit.backends.tensorflow.cuts import CutExperiments
 from gradaudit.backends.tensorflow.eager import EagerModel
+from gradaudit.backends.tensorflow.origin import origin
 from gradaudit.backends.tensorflow.rules import RuleExperiments
 from gradaudit.backends.tensorflow.state import preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import CustomRule, Cut
+from gradaudit.sites import CustomRule, Cut, Origin
 
 __all__ = ["TensorflowModel", "Tensors", "environment", "own_trace"]
 
@@ -173,6 +174,10 @@ class TensorflowModel:
     def replacing(self, rules: Collection[CustomRule]) -> EagerModel | None:
         """The same loss, these rules replaced by the derivatives of their primals; None: it has no such rules."""
         return self._rules.replacing(rules, lambda: None if (twin := self.twin()) is None else twin.replacing(rules))
+
+    def origin(self) -> Origin | None:
+        """Where the gradient stops being finite at the base point; None if it does not, or runs in a graph only."""
+        return origin(self._function, self._parameters)
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave TensorFlow's global random generator as it was."""
