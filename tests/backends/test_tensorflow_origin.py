@@ -320,6 +320,7 @@ def test_another_thread_is_not_listened_to(tf):
     check(model(function), log_under_where, "log", forward=True)
 
 
-def test_an_audit_survives():
-    (finding,) = gradaudit.audit(model(log_under_where)).findings
-    assert finding.code == "GA604"
+@pytest.mark.parametrize(("x", "finite"), [(X, False), (X + 0.4, True)])
+def test_an_audit_of_it(x, finite):
+    report = gradaudit.audit(model(log_under_where, x))
+    assert ("GA604" in [f.code for f in report.findings]) is not finite

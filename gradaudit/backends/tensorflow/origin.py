@@ -44,7 +44,7 @@ def origin(function: EagerFunction, parameters: NamedArrays) -> Origin | None:
                 path=at.path,
                 line=at.line,
                 function=at.function,
-                forward=not all(map(_finite, operation.outputs)),
+                forward=not all(_finite(output) for output in operation.outputs if gradients.of(output) is not None),
             )
     return None
 
@@ -65,10 +65,14 @@ def _run(function: EagerFunction, parameters: NamedArrays) -> tuple[list[_Operat
     operations: list[_Operation] = []
 
     def of_tensorflow(
-        kind: str, inputs: Any, attrs: Any, outputs: Any, op_name: str | None = None, graph: Any = None
+        kind: str | bytes, inputs: Any, attrs: Any, outputs: Any, op_name: str | None = None, graph: Any = None
     ) -> None:
         del op_name
-        if graph is None and any(map(is_recorded, inputs)):
+        kind = (
+            kind.decode() if isinstance(kind, bytes) else kind
+        )  # the one or the other, depending on how it was called
+        # a graph that runs as a whole, whose name begins so, stops the tape meanwhile
+        if graph is None and (kind.startswith("__") or any(map(is_recorded, inputs))):
             at = caller()
             backward = _backward(kind, attrs, tuple(inputs), tuple(outputs))
             operations.append(_Operation(at.called or _word(kind), at, tuple(inputs), tuple(outputs), backward))
