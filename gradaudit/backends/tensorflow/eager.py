@@ -8,6 +8,7 @@ missing nothing is redirected and an exception raised.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
@@ -100,6 +101,7 @@ class RuleCall(NamedTuple):
         args: by position.
         kwargs: by name.
         result: of this execution.
+        upstream: the gradients that the rule is given, once the backward pass has come there.
     """
 
     rule: CustomRule
@@ -108,6 +110,7 @@ class RuleCall(NamedTuple):
     args: Any
     kwargs: Any
     result: Any
+    upstream: list[Sequence[Any]]
 
 
 _Watcher: TypeAlias = "Callable[[RuleCall, Rewritten], None]"
@@ -231,15 +234,16 @@ class Rewritten:
     def custom_gradient(self, original: Callable[..., Any], function: Any, args: Any, kwargs: Any) -> Any:
         """Of a function with its own rule for the gradient: cuts in it do nothing, nor do rules."""
         if self._in_primal:
-            return function(*args, **kwargs)[0]
+            return self.primal(function, args, kwargs)
         rules: list[Any] = []
+        upstream: list[Sequence[Any]] = []
 
         @functools.wraps(function)
         def suspended(*args: Any, **kwargs: Any) -> Any:
             with self.originals():
                 result, rule = function(*args, **kwargs)
             rules.append(rule)
-            return result, rule
+            return result, rule if self._watcher is None else _overheard(rule, upstream)
 
         result = original(suspended, args, kwargs)
         if not any(map(is_recorded, tf.nest.flatten((args, kwargs)))):
@@ -249,14 +253,15 @@ class Rewritten:
             # as in the original, the result is no longer the argument itself where that is returned
             return tf.nest.map_structure(tf.identity, self.primal(function, args, kwargs))
         if self._watcher is not None:
-            self._watcher(RuleCall(rule, original, function, args, kwargs, result), self)
+            self._watcher(RuleCall(rule, original, function, args, kwargs, result, upstream), self)
         return result
 
     def primal(self, function: Any, args: Any, kwargs: Any) -> Any:
         """What the rule is the derivative of; cuts and rules in it do nothing: it has the derivative of its values."""
+        wrapped = _wrapped(function)
         before, self._in_primal = self._in_primal, True
         try:
-            return function(*args, **kwargs)[0]
+            return function(*args, **kwargs)[0] if wrapped is None else wrapped[1](*args, **kwargs)
         finally:
             self._in_primal = before
 
@@ -309,8 +314,36 @@ def is_recorded(value: Any) -> bool:
     return eager and bool(private("eager.record").should_record_backprop([value]))
 
 
+# --- rules ---
+
+
+def _overheard(rule: Any, upstream: list[Sequence[Any]]) -> Callable[..., Any]:
+    def overheard(*gradients: Any, **kwargs: Any) -> Any:
+        upstream.append(gradients)
+        return rule(*gradients, **kwargs)
+
+    return overheard
+
+
 def _rule(function: Any, backward: Any) -> CustomRule:
     """At the backward where it is written apart, otherwise at the function."""
-    name = getattr(function, "__qualname__", type(function).__name__).rpartition("<locals>.")[2]
+    wrapped = _wrapped(function)
+    if wrapped is not None:
+        kind, own = wrapped
+        at = caller()
+        return CustomRule(kind=kind, name=_name(own), path=at.path, line=at.line, library=is_library(at.path))
     path, line = definition(backward) or definition(function) or ("", 0)
-    return CustomRule(kind="custom_gradient", name=name, path=path, line=line, library=is_library(path))
+    return CustomRule(kind="custom_gradient", name=_name(function), path=path, line=line, library=is_library(path))
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__)).rpartition("<locals>.")[2]
+
+
+def _wrapped(function: Any) -> tuple[str, Any] | None:
+    """The user's function, and what TensorFlow makes a rule for it: `tf.recompute_grad` or `tf.grad_pass_through`."""
+    code = getattr(function, "__code__", None)
+    if code is None or not code.co_filename.endswith("python/ops/custom_gradient.py"):
+        return None
+    own = inspect.getclosurevars(function).nonlocals.get("f")
+    return None if own is None else (function.__qualname__.partition(".")[0], own)

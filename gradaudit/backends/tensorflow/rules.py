@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import isfinite, nan
 from types import CodeType
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import tensorflow as tf
@@ -28,6 +28,8 @@ __all__ = ["RuleExperiments"]
 
 #: How many functions made by the same line are told apart, by what they close over.
 _MAKES = 32
+#: An error that explains nothing.
+_NEGLIGIBLE = 1e-4
 
 
 @final
@@ -60,41 +62,61 @@ class RuleExperiments:
         return EagerModel(self._function, self._parameters, twin, replaced=frozenset(rules))
 
     def _compared(self) -> tuple[CustomRule, ...]:
-        executions: dict[CustomRule, list[_Make]] = {}
-        evaluate(
-            self._function,
-            self._parameters,
-            watcher=lambda call, _: executions.setdefault(call.rule, []).append(_make(call.function)),
-        )
-        if not executions:
-            return ()
-        chosen = {rule: set(_chosen(makes)) for rule, makes in executions.items()}
-        runs = dict.fromkeys(executions, 0)
-        found: dict[CustomRule, list[tuple[float, int]]] = {rule: [] for rule in executions}
+        seen: dict[CustomRule, list[RuleCall]] = {}
+        gradients = self._gradients(watcher=lambda call, _: seen.setdefault(call.rule, []).append(call))
+        chosen = {rule: set(_chosen([_make(call.function) for call in calls])) for rule, calls in seen.items()}
+        upstream = {rule: [call.upstream[:1] for call in calls] for rule, calls in seen.items()}
+        runs = dict.fromkeys(seen, 0)
+        found: dict[CustomRule, list[_Error]] = {rule: [] for rule in seen}
 
         def compare(call: RuleCall, run: Rewritten) -> None:
-            if runs[call.rule] in chosen[call.rule]:
-                found[call.rule].append(_Comparison(call, run).error())
+            n = runs[call.rule]
+            if n in chosen[call.rule]:
+                found[call.rule].append(_Comparison(call, run, *upstream[call.rule][n]).error())
             runs[call.rule] += 1
 
-        evaluate(self._function, self._parameters, watcher=compare)
+        seen.clear()  # what an execution made is not needed any more
+        if runs:
+            evaluate(self._function, self._parameters, watcher=compare)
         return tuple(
-            replace(rule, executions=len(executions[rule]), error=error, argument=argument)
-            for rule in executions
-            for error, argument in [max(found[rule], key=lambda e: (isfinite(e[0]), e[0]), default=(nan, 0))]
+            replace(rule, executions=runs[rule], error=worst.error, argument=worst.argument)
+            for rule in runs
+            for worst in [self._with_captured(rule, found[rule], gradients)]
         )
+
+    def _with_captured(self, rule: CustomRule, errors: Sequence[_Error], gradients: Sequence[Any] | None) -> _Error:
+        """The worst; what a rule leaves out altogether is a full error, if it makes a difference to the gradient."""
+        worst = max(errors, key=_Error.rank, default=_UNKNOWN)
+        captured = max((e.captured for e in errors), default=0)
+        if not captured or worst.error > _NEGLIGIBLE or gradients is None:
+            return worst
+        true = self._gradients(replaced=frozenset([rule]))
+        pairs = [] if true is None else [(g, t) for g, t in zip(gradients, true, strict=True) if t is not None]
+        missing = any(_relative(np.zeros_like(t) if g is None else g, t) > _NEGLIGIBLE for g, t in pairs)
+        return worst._replace(error=1.0, argument=captured) if missing else worst
+
+    def _gradients(self, **options: Any) -> list[Array | None] | None:
+        """Of the loss; None if a rule raises."""
+        evaluation = evaluate(self._function, self._parameters, **options)
+        try:
+            found = evaluation.tape.gradient(tf.convert_to_tensor(evaluation.loss), list(evaluation.tensors.values()))
+        except Exception:  # noqa: BLE001  # whatever the user's rule raises
+            return None
+        return [_dense(g) for g in found]
 
 
 # --- which executions are compared ---
 
-_Make: TypeAlias = tuple[Any, ...]
 
-
-def _make(function: Any, depth: int = 3) -> _Make:
-    """What tells functions of the same line apart: the code and the plain values that they close over."""
-    code = getattr(function, "__code__", None)
-    cells = getattr(function, "__closure__", None) or ()
-    return (code, *(_part(value, depth - 1) for value in map(_content, cells))) if isinstance(code, CodeType) else ()
+def _make(value: Any, depth: int = 3) -> Any:
+    """What tells functions of the same line apart: what they close over, with numbers and texts by their value."""
+    if isinstance(value, bool | int | float | str | None):
+        return type(value), value
+    code = getattr(value, "__code__", None)
+    if not depth or not isinstance(code, CodeType):
+        return id(value)
+    closed = [*map(_content, getattr(value, "__closure__", None) or ()), *(getattr(value, "__defaults__", None) or ())]
+    return code, id(getattr(value, "__self__", None)), *(_make(one, depth - 1) for one in closed)
 
 
 def _content(cell: Any) -> Any:
@@ -104,18 +126,11 @@ def _content(cell: Any) -> Any:
         return None
 
 
-def _part(value: Any, depth: int) -> Any:
-    if isinstance(value, bool | int | float | str | None):
-        return type(value), value
-    return _make(value, depth) if depth and callable(value) else type(value)
-
-
-def _chosen(makes: Sequence[_Make]) -> Iterator[int]:
+def _chosen(makes: Sequence[Any]) -> Iterator[int]:
     """The first, the middle and the last execution of each make."""
-    of: dict[_Make, list[int]] = {}
+    of: dict[Any, list[int]] = {}
     for n, make in enumerate(makes):
-        if make in of or len(of) < _MAKES:
-            of.setdefault(make, []).append(n)
+        of.setdefault(make if make in of or len(of) < _MAKES else "others", []).append(n)
     for numbers in of.values():
         yield from (numbers[0], numbers[len(numbers) // 2], numbers[-1])
 
@@ -131,6 +146,24 @@ _STEPS_SINGLE, _AGREE_SINGLE = (3e-2, 3e-3), 1e-2
 _DIRECTIONS = 3
 
 
+class _Error(NamedTuple):
+    """The largest relative error, and the number of its argument among those that have a gradient.
+
+    Captured: the number after the last argument, if the primal takes more from the parameters than its arguments.
+    """
+
+    error: float
+    argument: int
+    captured: int = 0
+
+    def rank(self) -> tuple[bool, float]:
+        """A rule that cannot be compared somewhere is right if it is elsewhere."""
+        return isfinite(self.error), self.error
+
+
+_UNKNOWN = _Error(nan, 0)
+
+
 class _NotComparableError(Exception):
     """No derivative of the primal to compare with."""
 
@@ -139,34 +172,38 @@ class _NotComparableError(Exception):
 class _Comparison:
     """A rule beside the derivative of its primal, on the arguments of one execution that depend on parameters."""
 
-    def __init__(self, call: RuleCall, run: Rewritten) -> None:
-        self._call, self._run = call, run
+    def __init__(self, call: RuleCall, run: Rewritten, upstream: Sequence[Any] = ()) -> None:
+        self._call, self._run, self._upstream = call, run, upstream
         self._leaves = tf.nest.flatten((call.args, call.kwargs))
         differentiable = [i for i, leaf in enumerate(self._leaves) if _has_gradient(leaf)]
         self._numbers = {leaf: number for number, leaf in enumerate(differentiable)}
         self._compared = [i for i in differentiable if is_recorded(self._leaves[i])]
         self._random = np.random.default_rng(0)
 
-    def error(self) -> tuple[float, int]:
-        """The largest relative error, and the number of its argument among those that have a gradient."""
+    def error(self) -> _Error:
+        """NaN where the rule, or its primal, raises."""
         try:
-            found = [(self._error_of(i), self._numbers[i]) for i in self._compared] if self._differentiated() else []
+            self._weights = self._weighting()
+            self._rule = self._gradients(self._ruled)
+            self._truth = self._differentiated()
+            found = [_Error(self._error_of(i), self._numbers[i]) for i in self._compared]
+            return max(found, key=_Error.rank, default=_UNKNOWN)._replace(captured=self._captured())
         except Exception:  # noqa: BLE001  # the user's code, called for something else than the loss
-            found = []
-        # a rule that cannot be compared in one argument is right in all if it is in the others
-        return max(found, key=lambda e: (isfinite(e[0]), e[0]), default=(nan, 0))
+            return _UNKNOWN
 
-    def _differentiated(self) -> bool:
-        self._weights: list[Any] = []
-        self._rule = self._gradients(self._ruled)
+    def _differentiated(self) -> list[Array | None]:
+        nothing: list[Array | None] = [None] * len(self._compared)
         self._run.left = False
         try:
-            self._truth = self._gradients(self._primal)
+            truth = self._gradients(self._primal)
         except Exception:  # noqa: BLE001  # an operation without a derivative raises, whatever it likes
-            self._truth = [None] * len(self._compared)
-        if self._run.left:  # the tape lacks a part
-            self._truth = [None] * len(self._compared)
-        return bool(self._weights)
+            return nothing
+        return nothing if self._run.left else truth  # the tape lacks a part
+
+    def _captured(self) -> int:
+        """Arguments that are nobody's, and still the tape of the loss records what comes of them."""
+        results = tf.nest.flatten(self._primal(*self._packed(self._copies())))
+        return len(self._numbers) if any(map(is_recorded, results)) else 0
 
     def _error_of(self, i: int) -> float:
         k = self._compared.index(i)
@@ -197,10 +234,8 @@ class _Comparison:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
             results = _differentiable(function(*self._packed(leaves)))
-        if not self._weights:
-            self._weights = [self._weight(result) for result in results]
         gradients = tape.gradient(results, sources, output_gradients=self._weights)
-        return [None if g is None else np.asarray(tf.convert_to_tensor(g)) for g in gradients]
+        return [_dense(g) for g in gradients]
 
     def _copies(self) -> list[Any]:
         """The arguments; one tensor passed twice is two, and the tape of the loss knows none of them."""
@@ -209,6 +244,18 @@ class _Comparison:
 
     def _packed(self, leaves: Sequence[Any]) -> Any:
         return tf.nest.pack_sequence_as((self._call.args, self._call.kwargs), leaves)
+
+    def _weighting(self) -> list[Any]:
+        """The gradients that the rule was given; random ones if they tell nothing."""
+        results = _differentiable(self._call.result)
+        given = [
+            g for r, g in zip(tf.nest.flatten(self._call.result), self._upstream, strict=False) if _has_gradient(r)
+        ]
+        with private("eager.record").stop_recording():
+            weights = [tf.identity(g) for g in given]
+        if len(given) == len(results) and any(map(np.any, weights)) and all(np.isfinite(w).all() for w in weights):
+            return weights
+        return [self._weight(result) for result in results]
 
     def _weight(self, result: Any) -> Any:
         weight = self._random.standard_normal(result.shape)
@@ -258,6 +305,10 @@ class _Comparison:
             raise TypeError(msg)
         pairs: Iterable[tuple[Any, Any]] = zip(flat, self._weights, strict=True)
         return sum(float(np.sum((np.conj(np.asarray(w)) * np.asarray(r)).real.astype(np.float64))) for r, w in pairs)
+
+
+def _dense(gradient: Any) -> Array | None:
+    return None if gradient is None else np.asarray(tf.convert_to_tensor(gradient))
 
 
 def _has_gradient(leaf: Any) -> bool:
