@@ -719,3 +719,28 @@ def test_other_threads_are_undisturbed(tf):
     for of_rule, inside in others:
         np.testing.assert_allclose(of_rule, 1.5 * (1 - np.tanh(W) ** 2), rtol=1e-14)
         assert not inside
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_inside(tf, dtype):
+    def loss(factor):
+        rule = scaled_tanh(factor)
+        return model(lambda p: tf.reduce_sum(tf.cast(rule(tf.cast(p["W"], dtype)), p["W"].dtype)))
+
+    (right,), (wrong,) = loss(1.0).rules(), loss(1.5).rules()
+    assert right.error < 0.02
+    assert wrong.error == pytest.approx(0.5, rel=0.02)
+
+
+def test_complex_values_inside(tf):
+    def loss(factor):
+        @tf.custom_gradient
+        def square(z):
+            return z * z, lambda g: factor * g * 2 * tf.math.conj(z)
+
+        return model(lambda p: tf.reduce_sum(tf.abs(square(tf.complex(p["W"], p["W"] ** 2))) ** 2))
+
+    check_right(loss(1.0), [1])
+    (wrong,) = loss(1.5).rules()
+    assert wrong.error == pytest.approx(0.5, rel=1e-12)
+    check_proven(loss(1.5), [wrong])

@@ -8,7 +8,6 @@ missing nothing is redirected and an exception raised.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
@@ -18,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar
-from gradaudit.backends.tensorflow.lines import caller, definition, is_library
+from gradaudit.backends.tensorflow.sites import cut_here, rule_of, wrapped
 from gradaudit.backends.tensorflow.state import preserved, private, redirected
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model
@@ -248,7 +247,7 @@ class Rewritten:
         result = original(suspended, args, kwargs)
         if not any(map(is_recorded, tf.nest.flatten((args, kwargs)))):
             return result
-        rule = _rule(function, rules[-1])
+        rule = rule_of(function, rules[-1])
         if rule in self._replaced:
             # as in the original, the result is no longer the argument itself where that is returned
             return tf.nest.map_structure(tf.identity, self.primal(function, args, kwargs))
@@ -258,10 +257,10 @@ class Rewritten:
 
     def primal(self, function: Any, args: Any, kwargs: Any) -> Any:
         """What the rule is the derivative of; cuts and rules in it do nothing: it has the derivative of its values."""
-        wrapped = _wrapped(function)
+        around = wrapped(function)
         before, self._in_primal = self._in_primal, True
         try:
-            return function(*args, **kwargs)[0] if wrapped is None else wrapped[1](*args, **kwargs)
+            return function(*args, **kwargs)[0] if around is None else around[1](*args, **kwargs)
         finally:
             self._in_primal = before
 
@@ -272,16 +271,7 @@ class Rewritten:
         if self._in_primal:
             self.left = self.left or not removable
             return None
-        at = caller()
-        return Cut(
-            kind=kind,
-            path=at.path,
-            line=at.line,
-            column=at.column,
-            function=at.function,
-            library=at.library,
-            removable=removable,
-        )
+        return cut_here(kind, removable=removable)
 
     def _count(self, cut: Cut) -> int:
         n = self.counts.get(cut, 0)
@@ -314,36 +304,9 @@ def is_recorded(value: Any) -> bool:
     return eager and bool(private("eager.record").should_record_backprop([value]))
 
 
-# --- rules ---
-
-
 def _overheard(rule: Any, upstream: list[Sequence[Any]]) -> Callable[..., Any]:
     def overheard(*gradients: Any, **kwargs: Any) -> Any:
         upstream.append(gradients)
         return rule(*gradients, **kwargs)
 
     return overheard
-
-
-def _rule(function: Any, backward: Any) -> CustomRule:
-    """At the backward where it is written apart, otherwise at the function."""
-    wrapped = _wrapped(function)
-    if wrapped is not None:
-        kind, own = wrapped
-        at = caller()
-        return CustomRule(kind=kind, name=_name(own), path=at.path, line=at.line, library=is_library(at.path))
-    path, line = definition(backward) or definition(function) or ("", 0)
-    return CustomRule(kind="custom_gradient", name=_name(function), path=path, line=line, library=is_library(path))
-
-
-def _name(function: Any) -> str:
-    return str(getattr(function, "__qualname__", type(function).__name__)).rpartition("<locals>.")[2]
-
-
-def _wrapped(function: Any) -> tuple[str, Any] | None:
-    """The user's function, and what TensorFlow makes a rule for it: `tf.recompute_grad` or `tf.grad_pass_through`."""
-    code = getattr(function, "__code__", None)
-    if code is None or not code.co_filename.endswith("python/ops/custom_gradient.py"):
-        return None
-    own = inspect.getclosurevars(function).nonlocals.get("f")
-    return None if own is None else (function.__qualname__.partition(".")[0], own)

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from gradaudit.arrays import NamedArrays
 from gradaudit.backends.tensorflow.eager import EagerFunction, Evaluation, Rewritten, RuleCall, evaluate, is_recorded
-from gradaudit.backends.tensorflow.lines import Caller, caller
+from gradaudit.backends.tensorflow.sites import Caller, caller
 from gradaudit.backends.tensorflow.state import private
 from gradaudit.sites import Origin
 

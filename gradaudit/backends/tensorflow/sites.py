@@ -1,4 +1,4 @@
-"""Lines of the user's code: the one that calls TensorFlow, and the one that defines a function."""
+"""Sites in the user's code: the line that calls TensorFlow, a cut there, the rule of a function."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from gradaudit.backends.tensorflow.state import private
+from gradaudit.sites import CustomRule, Cut
 
-__all__ = ["Caller", "caller", "definition", "is_library"]
+__all__ = ["Caller", "caller", "cut_here", "rule_of", "wrapped"]
 
 
 class Caller(NamedTuple):
@@ -75,10 +76,10 @@ def caller() -> Caller:
             break
         frame = frame.f_back
     line, column = _position(frame.f_code, frame.f_lasti)
-    return Caller(path, line, column, frame.f_code.co_name, library or is_library(path), called)
+    return Caller(path, line, column, frame.f_code.co_name, library or _is_library(path), called)
 
 
-def is_library(path: str) -> bool:
+def _is_library(path: str) -> bool:
     """Whether a file belongs to an installed package."""
     return path.startswith((*_FRAMEWORKS, *_LIBRARIES))
 
@@ -103,7 +104,45 @@ def _public_name(frame: FrameType) -> str:
     return _public_names[code]
 
 
-def definition(function: Any) -> tuple[str, int] | None:
+def cut_here(kind: str, *, removable: bool) -> Cut:
+    """A cut at the line that calls."""
+    at = caller()
+    return Cut(
+        kind=kind,
+        path=at.path,
+        line=at.line,
+        column=at.column,
+        function=at.function,
+        library=at.library,
+        removable=removable,
+    )
+
+
+def rule_of(function: Any, backward: Any) -> CustomRule:
+    """At the backward where it is written apart, otherwise at the function."""
+    around = wrapped(function)
+    if around is not None:
+        kind, own = around
+        at = caller()
+        return CustomRule(kind=kind, name=_name(own), path=at.path, line=at.line, library=_is_library(at.path))
+    path, line = _definition(backward) or _definition(function) or ("", 0)
+    return CustomRule(kind="custom_gradient", name=_name(function), path=path, line=line, library=_is_library(path))
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__)).rpartition("<locals>.")[2]
+
+
+def wrapped(function: Any) -> tuple[str, Any] | None:
+    """The user's function, and what TensorFlow makes a rule for it: `tf.recompute_grad` or `tf.grad_pass_through`."""
+    code = getattr(function, "__code__", None)
+    if code is None or not code.co_filename.endswith("python/ops/custom_gradient.py"):
+        return None
+    own = inspect.getclosurevars(function).nonlocals.get("f")
+    return None if own is None else (function.__qualname__.partition(".")[0], own)
+
+
+def _definition(function: Any) -> tuple[str, int] | None:
     """File and line of the ``def`` or ``lambda``; None where there is none, as in a built-in function."""
     function = inspect.unwrap(function)
     while isinstance(function, functools.partial):
