@@ -26,8 +26,10 @@ __all__ = [
     "CALLS",
     "LOOPS_AND_BRANCHES",
     "Chain",
+    "Frame",
     "Function",
     "Key",
+    "frames",
     "inside",
     "installed",
     "is_cut",
@@ -49,7 +51,7 @@ Chain: TypeAlias = tuple[Any, ...]
 Key: TypeAlias = tuple[int, ...]
 
 #: Path, line, function, code and offset.
-_Frame: TypeAlias = tuple[str, int, str, CodeType, int]
+Frame: TypeAlias = tuple[str, int, str, CodeType, int]
 
 #: Equations that run the one program inside them once.
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
@@ -132,10 +134,10 @@ def site(equation: Any, chain: Chain) -> Cut:
     return Cut(kind=kind, path=path, line=line, column=column, function=function, library=library, removable=removable)
 
 
-def user_frame(equation: Any, chain: Chain) -> _Frame | None:
+def user_frame(equation: Any, chain: Chain) -> Frame | None:
     """The innermost frame of the user."""
     for enclosing in (equation, *reversed(chain)):
-        frame = next((f for f in _frames(enclosing.source_info.traceback) if not installed(f[0])), None)
+        frame = next((f for f in frames(enclosing.source_info.traceback) if not installed(f[0])), None)
         if frame is not None:
             return frame
     return None
@@ -151,7 +153,8 @@ def jax_own(path: str) -> bool:
     return path.startswith(_JAX)
 
 
-def _frames(traceback: Any) -> Iterator[_Frame]:
+def frames(traceback: Any) -> Iterator[Frame]:
+    """Path, line, function, code and offset of each frame, the innermost first."""
     if traceback is None:
         return
     for frame, code, offset in zip(traceback.frames, *traceback.raw_frames(), strict=True):

@@ -7,7 +7,7 @@ inputs. Equations keep the lines of the source, so that what is evaluated this w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -20,15 +20,17 @@ from gradaudit.backends.jax.cuts import (
     LOOPS_AND_BRANCHES,
     Chain,
     Function,
+    Key,
     inside,
     is_cut,
+    key,
     site,
     supported,
     walk,
 )
 from gradaudit.sites import Cut
 
-__all__ = ["Action", "Choice", "Run", "bind", "evaluated", "held", "places", "removed"]
+__all__ = ["Action", "Choice", "Run", "bind", "evaluated", "held", "observed", "places", "removed"]
 
 #: Whether something else happens at an equation.
 Choice: TypeAlias = Callable[[Any, Chain], bool]
@@ -80,6 +82,41 @@ def places(function: Function, chosen: Choice, arguments: Sequence[Any]) -> list
     """The chosen equations of a function, each with those that it lies in."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     return [(e, chain) for e, chain, _ in walk(jaxpr) if chosen(e, chain)]
+
+
+def observed(
+    closed: Any, wanted: Mapping[Key, Sequence[int]], arguments: Sequence[Any]
+) -> dict[Key, tuple[Any, list[list[Any]]]]:
+    """How often these equations of a traced program run, and their inputs in the wanted executions, compiled."""
+    index = {place: i for i, place in enumerate(wanted)}
+    found = {key(e, chain): e for e, chain, _ in walk(closed.jaxpr) if key(e, chain) in index}
+
+    def act(run: Run, equation: Any, given: list[Any], chain: Chain) -> list[Any]:
+        place = key(equation, chain)
+        count, kept = run.state[index[place]]
+        kept = [
+            [jax.numpy.where(count == k, new, old) for new, old in zip(given, before, strict=True)]
+            for k, before in zip(wanted[place], kept, strict=True)
+        ]
+        run.state = [(count + 1, kept) if i == index[place] else other for i, other in enumerate(run.state)]
+        return bind(equation, given)
+
+    def program(arguments: Sequence[Any]) -> Any:
+        start = [
+            (jax.numpy.int32(0), [[_empty(v.aval) for v in found[place].invars] for _ in executions])
+            for place, executions in wanted.items()
+        ]
+        run = Run(lambda e, chain: key(e, chain) in index, act, state=start)
+        run.evaluate(closed.jaxpr, closed.consts, arguments, ())
+        return run.state
+
+    return dict(zip(wanted, jax.jit(program)(arguments), strict=True))
+
+
+def _empty(aval: Any) -> Any:
+    if jax.numpy.issubdtype(aval.dtype, jax.dtypes.extended):  # random keys
+        return lax.empty(aval.shape, aval.dtype)
+    return jax.numpy.zeros(aval.shape, aval.dtype)
 
 
 def _written(cuts: Collection[Cut]) -> Choice:
