@@ -40,6 +40,7 @@ __all__ = [
     "live",
     "site",
     "supported",
+    "tainted",
     "user_frame",
     "walk",
 ]
@@ -86,6 +87,13 @@ def live(jaxpr: Any, n_parameters: int, *, through_cuts: bool = True) -> dict[Ke
     _taint(jaxpr, [i < n_parameters for i in range(len(jaxpr.invars))], (), tainted)
     _need(jaxpr, [True] * len(jaxpr.outvars), (), needed)
     return {place: given for place, given in tainted.found.items() if place in needed.found}
+
+
+def tainted(equation: Any, given: list[bool]) -> list[bool]:
+    """Through which results of an equation the gradient of these inputs passes."""
+    if is_cut(equation):
+        return [False] * len(equation.outvars)
+    return _taint_inside(equation, given, (equation,), _Search(through_cuts=False))
 
 
 def walk(jaxpr: Any, chain: Chain = (), times: int = 1) -> Iterator[tuple[Any, Chain, int]]:
