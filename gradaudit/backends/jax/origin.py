@@ -28,7 +28,9 @@ __all__ = ["found"]
 _Culprit: TypeAlias = Origin | int | None
 
 #: Names of JAX that users write differently.
-_WRITTEN = {"integer_pow": "pow", "atan2": "arctan2", "select_n": "where"}
+_WRITTEN = {"integer_pow": "pow", "atan2": "arctan2", "select_n": "where"} | {
+    f"a{name}": f"arc{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")
+}
 
 
 def found(function: Function, *arguments: Any) -> Origin | None:
