@@ -248,6 +248,33 @@ def test_in_a_rule_of_the_user(tf):
     check(model(masked), masked, "sqrt")
 
 
+def test_in_a_function_that_is_recomputed(tf):
+    def function(p):
+        roots = tf.recompute_grad(lambda x: tf.sqrt(x))(p["x"])  # NAN
+        return tf.reduce_sum(roots)
+
+    check(model(function), function, "recompute_grad")
+
+
+def test_in_a_function_of_keras(tf):
+    import keras
+
+    def function(p):
+        return keras.ops.norm(0 * p["x"])  # NAN
+
+    check(model(function), function, "norm")
+
+
+def test_behind_a_gradient_in_the_loss(tf):
+    def function(p):
+        with tf.GradientTape() as tape:
+            tape.watch(p["x"])
+            y = tf.reduce_sum(tf.sqrt(p["x"] + 1.0) * p["x"])
+        return tf.norm(0 * tape.gradient(y, p["x"]))  # NAN
+
+    check(model(function), function, "norm")
+
+
 def test_gathered_rows(tf):
     def function(p):
         roots = tf.sqrt(tf.gather(p["x"], [0, 1, 0]))  # NAN

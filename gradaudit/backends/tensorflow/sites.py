@@ -95,11 +95,14 @@ _public_names: dict[CodeType, str] = {}
 
 
 def _public_name(frame: FrameType) -> str:
-    """What users call this function of TensorFlow: ``norm`` of ``tf.linalg.norm``; empty if they do not."""
+    """What users call this function: ``norm`` of ``tf.linalg.norm`` or ``keras.ops.norm``; empty if they do not."""
     code = frame.f_code
     if code not in _public_names:
         function = frame.f_globals.get(code.co_name)
         name = None if function is None else private("util.tf_export").get_canonical_name_for_symbol(function)
+        if name is None and inspect.isfunction(function):
+            of_keras = getattr(sys.modules.get("keras.src.api_export"), "get_name_from_symbol", None)
+            name = None if of_keras is None else of_keras(function)
         _public_names[code] = (name or "").rpartition(".")[2]
     return _public_names[code]
 
