@@ -575,6 +575,35 @@ def test_in_a_tf_function(tf, written):
     check_proven(m, [found])
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_in_a_layer_of_keras(tf, factor):
+    import keras
+
+    class Swish(keras.layers.Layer):
+        def call(self, x):
+            @keras.ops.custom_gradient
+            def swish(x):
+                s = tf.sigmoid(x)
+
+                def grad(*args, upstream=None):  # RULE
+                    (g,) = args
+                    return factor * g * (s + x * s * (1 - s))
+
+                return x * s, grad
+
+            return swish(x)
+
+    net = keras.Sequential([keras.layers.Dense(3, dtype="float64"), Swish(dtype="float64"), Swish(dtype="float64")])
+    net.build((None, 3))
+    m = model(lambda p: tf.reduce_sum(net(p["W"]) ** 2))
+    (rule,) = m.rules()
+    assert (rule.path, [rule.line], rule.library) == (__file__, marked(Swish, "# RULE"), False)
+    assert (rule.name, rule.executions) == ("swish", 2)
+    assert rule.error == pytest.approx(factor - 1, abs=1e-12)
+    if factor != 1:
+        check_proven(m, [rule])
+
+
 def test_rules_in_a_library_are_marked(tf):
     (rule,) = model(lambda p: tf.reduce_sum(tf.nn.silu(p["W"]))).rules()
     assert rule.library
