@@ -337,6 +337,29 @@ def test_threads_at_once():
     assert [(f.operation, [f.line]) for f in found] == 4 * [("norm", marked(norm_at_zero, "# NAN"))]
 
 
+def test_one_thread_does_not_end_the_callbacks_of_another():
+    """TensorFlow does so: the last callback of a thread ends those of all in `execute`."""
+    from tensorflow.python.eager import execute
+
+    listening, ended = [], threading.Event()
+
+    def elsewhere():
+        model(norm_at_zero).origin()
+        ended.set()
+
+    def waiting(p):
+        other.start()
+        ended.wait(timeout=1)
+        listening.append(execute.execute is execute.execute_with_callbacks)
+        return norm_at_zero(p)
+
+    other = threading.Thread(target=elsewhere)
+    assert model(waiting).origin() is not None
+    other.join()
+    assert ended.is_set()
+    assert listening == [True]
+
+
 def test_another_thread_is_not_listened_to(tf):
     def function(p):
         thread = threading.Thread(target=lambda: norm_at_zero({"x": tf.constant(X)}))

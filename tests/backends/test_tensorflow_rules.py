@@ -496,17 +496,50 @@ def test_a_primal_that_can_be_compared_with_nothing(tf):
 
 
 def test_a_rule_that_is_better_than_the_derivative_of_its_primal(tf):
-    """TensorFlow's own example: NaN at 100 by the tape."""
+    """Differences tell so: the tape gives NaN at 0, and 0 for a product with a 0 (tensorflow#119430)."""
+
+    @tf.custom_gradient
+    def sinc(x):
+        y = tf.where(x != 0, tf.sin(x) / x, 1.0)
+        safe = tf.where(x != 0, x, 1.0)
+        return y, lambda g: g * tf.where(x != 0, (tf.cos(safe) - y) / safe, 0.0)
+
+    @tf.custom_gradient
+    def product(x):
+        others = tf.reverse(x, [0])  # of two
+        return tf.math.cumprod(x)[-1], lambda g: g * others
+
+    def plain(x):
+        return tf.where(x != 0, tf.sin(x) / x, 1.0)
+
+    x = tf.constant([0.0, 1.5], "float64")
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        one, other = plain(x), tf.math.cumprod(x)[-1]
+    assert np.isnan(tape.gradient(one, x)[0])
+    assert list(tape.gradient(other, x)) == [0.0, 0.0]
+
+    for rule in (sinc, product):
+        m = registry.get("tensorflow").function_model(lambda p, rule=rule: tf.reduce_sum(rule(p["x"])), {"x": x})
+        (found,) = m.rules()
+        assert found.error < 1e-9
+
+
+def test_a_primal_that_overflows(tf):
+    """In single precision; in double it can be compared, up to a point."""
 
     @tf.custom_gradient
     def log1pexp(x):
         e = tf.exp(x)
         return tf.math.log(1 + e), lambda g: g * (1 - 1 / (1 + e))
 
-    (rule,) = model(lambda p: tf.reduce_sum(log1pexp(100 + p["W"]))).rules()
-    assert rule.error < 1e-9
-    (rule,) = model(lambda p: tf.reduce_sum(log1pexp(800.0 + p["W"]))).rules()  # exp overflows
-    assert np.isnan(rule.error)
+    def at(offset, dtype):
+        (found,) = model(lambda p: tf.reduce_sum(1 / log1pexp(offset + p["W"])), dtype).rules()
+        return found.error
+
+    assert at(100.0, "float64") < 1e-9
+    assert at(100.0, "float32") < 1e-6
+    assert np.isnan(at(800.0, "float64"))
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5])
