@@ -7,8 +7,6 @@ import threading
 import numpy as np
 import pytest
 
-import gradaudit
-from gradaudit import Verdict
 from gradaudit.backends import registry
 from gradaudit.protocols import SupportsRules
 from tests import conftest
@@ -695,11 +693,6 @@ def test_float32_with_its_twin():
     assert twin.loss(twin.parameters()).dtype == np.float64
     assert distance(gradient(twin), numeric(m.twin())) < 1e-7
     assert distance(gradient(replacing), gradient(twin)) < 1e-5
-
-
-def test_an_audit_proves_the_rule():
-    report = gradaudit.audit(model(layers([scaled_tanh(1.0), scaled_tanh(1.5)])))
-    assert report.verdict is Verdict.DISAGREE
 
 
 def test_nothing_stays_redirected(tf):
