@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 
 import numpy as np
@@ -347,6 +348,74 @@ def test_no_gradient_is_asked_of_constants():
     assert model(loss, b=base()["b"]).rules()[0].error < 1e-12
     (found,) = model(lambda p: error(p["b"] ** 2, jnp.ones(3), p["b"]), b=base()["b"]).rules()
     assert (found.error, found.argument) == (1.0, 2)
+
+
+def test_only_results_that_the_loss_uses_are_compared():
+    import jax
+
+    @jax.custom_vjp
+    def both(x, y):
+        return x * y, x + y
+
+    both.defvjp(lambda x, y: (both(x, y), (x, y)), lambda kept, ct: (ct[0] * kept[1] + ct[1], ct[0] * kept[0]))
+
+    def loss(p, n=1):
+        return sum(r.sum() for r in both(p["b"], 2 * p["b"])[:n])
+
+    assert model(loss, b=base()["b"]).rules()[0].error < 1e-12
+    (found,) = model(functools.partial(loss, n=2), b=base()["b"]).rules()
+    assert (found.error > 0.1, found.argument) == (True, 1)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_integers_go_in_and_come_out(factor):
+    import jax
+    import jax.numpy as jnp
+
+    @jax.custom_vjp
+    def pick(index, x):
+        return index + 1, x[index] ** 2
+
+    def backward(kept, ct):
+        index, x = kept
+        none = np.zeros(index.shape, jax.dtypes.float0)
+        return none, jnp.zeros_like(x).at[index].add(factor * 2 * ct[1] * x[index])
+
+    pick.defvjp(lambda index, x: (pick(index, x), (index, x)), backward)
+
+    def loss(p):
+        index, y = pick(jnp.array([1, 1]), p["b"])
+        return y.sum() + p["b"][index].sum()
+
+    (found,) = model(loss, b=base()["b"]).rules()
+    assert (found.error, found.argument) == (pytest.approx(factor - 1, abs=1e-12), 0)
+
+
+def test_an_installed_package_is_compared_and_said_to_be_one():
+    source = inspect.getsource(scaled_sin)
+    names = {}
+    exec(compile(source, "/somewhere/site-packages/ops/sines.py", "exec"), names)
+    (found,) = model(in_vmap(names["scaled_sin"](1.5)), **base()).rules()
+    assert (found.place, found.library) == (
+        f"sines.py:{source.splitlines().index('    def backward(x, ct):  # RULE') + 1}",
+        True,
+    )
+    assert found.error == pytest.approx(0.5)
+
+
+def test_a_rule_that_raises_is_not_compared():
+    import jax
+
+    @jax.custom_vjp
+    def broken(x):
+        return 2 * x
+
+    def backward(_, ct):
+        raise ArithmeticError
+
+    broken.defvjp(lambda x: (2 * x, None), backward)
+    (found,) = model(lambda p: broken(p["b"]).sum(), b=base()["b"]).rules()
+    assert math.isnan(found.error)
 
 
 def test_jax_itself_is_listed_apart():

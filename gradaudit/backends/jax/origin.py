@@ -214,7 +214,8 @@ class _Steps:
 
         options = {**self._options, "reverse": not self._options["reverse"]}
         at = self._carries, self._xs, cotangents[m:]
-        cts, before, after = lax.scan(step, cotangents[:m], at, **options)[1]
+        cts, *flags = lax.scan(step, cotangents[:m], at, **options)[1]
+        before, after = map(np.asarray, flags)
         for t in reversed(self._order):
             if before[t] and not after[t]:
                 culprit = self._level(t).backward([c[t] for c in (*cts, *cotangents[m:])])
