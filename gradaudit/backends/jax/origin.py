@@ -107,7 +107,7 @@ class _Level:
                 sums[variable] = sums[variable] + cotangent if variable in sums else cotangent
                 if not _finite(cotangent):
                     blamed.setdefault(variable, culprit)
-        return next((blamed[v] for v in self.jaxpr.invars if blamed.get(v) is not None and not _finite(sums[v])), None)
+        return next((blamed[v] for v in self.jaxpr.invars if blamed.get(v) is not None), None)
 
     def forward(self, variable: Any) -> _Culprit:
         """What made this value non-finite."""
