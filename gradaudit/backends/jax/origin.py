@@ -277,7 +277,9 @@ def _all_finite(arrays: Sequence[Any]) -> Any:
 
 
 def _finite(array: Any) -> bool:
-    return bool(_all_finite([jnp.asarray(array)]))
+    real = jnp.issubdtype(jnp.result_type(array), np.inexact)
+    # by NumPy: JAX would compile a program for each shape
+    return not real or bool(np.isfinite(np.asarray(array)).all())
 
 
 def _named(equation: Any, chain: Chain, *, forward: bool) -> Origin:
