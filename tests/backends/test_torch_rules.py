@@ -13,7 +13,7 @@ from gradaudit.backends import registry
 from gradaudit.protocols import SupportsRules
 from tests import conftest
 from tests.backends.cutting import base, marked
-from tests.backends.test_torch_cuts import assert_close, differences
+from tests.backends.test_torch_cuts import differences
 
 #: Collected where torch is tested, unknown elsewhere: nothing is skipped silently.
 __test__ = "torch" in conftest.tested()
@@ -28,6 +28,12 @@ def torch():
 
 def model(function, parameters=None):
     return registry.get("torch").function_model(function, base() if parameters is None else parameters)
+
+
+def assert_close(actual, expected, tolerance):
+    for name, value in expected.items():
+        both = [np.zeros_like(base()[name]) if g is None else g for g in (actual[name], value)]
+        np.testing.assert_allclose(*both, rtol=tolerance, atol=tolerance)
 
 
 def tanh(factor):
@@ -357,10 +363,12 @@ def test_a_straight_through_estimator_is_not_the_derivative(torch, forward):
 
 @pytest.mark.parametrize("generator", ["torch", "numpy"])
 def test_random_numbers_in_the_forward(torch, generator):
+    random = np.random.default_rng(0)
+
     class Dropped(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
-            drawn = torch.rand_like(x) if generator == "torch" else torch.from_numpy(np.random.rand(*x.shape))
+            drawn = torch.rand_like(x) if generator == "torch" else torch.from_numpy(random.random(x.shape))
             ctx.save_for_backward(drawn)
             return x * drawn
 
@@ -369,16 +377,42 @@ def test_random_numbers_in_the_forward(torch, generator):
             return g * ctx.saved_tensors[0]
 
     def loss(p):
+        nonlocal random
+        random = np.random.default_rng(0)
         torch.manual_seed(0)
-        np.random.seed(0)
         return sum(Dropped.apply(p["W"] @ p["b"]).sin().sum() for _ in range(5))
 
-    before = np.random.get_state()[1].tolist()
+    m = model(loss)
     if generator == "torch":
-        check_right(model(loss), [5])
+        check_right(m, [5])
     else:  # what is drawn cannot be drawn again
-        assert_close(model(loss).replacing([]).value_and_grad(base())[1], differences(model(loss)), 1e-9)
-    np.random.set_state(("MT19937", before, 624))
+        (rule,) = m.rules()
+        assert (rule.executions, math.isnan(rule.error)) == (5, True)
+        assert_close(m.replacing([rule]).value_and_grad(base())[1], differences(m), 1e-9)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("in_numpy", [False, True])
+def test_a_kink_at_the_very_point(torch, slope, in_numpy):
+    """Any slope between the two sides is right, or cannot be told."""
+
+    class Relu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            if in_numpy:
+                return torch.from_numpy(np.maximum(x.detach().numpy(), 0))
+            return torch.where(x > 0, x, slope * x if slope < 1 else 0 * x)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return torch.where(x > 0, g, torch.where(x < 0, 0.0, slope * g))
+
+    m = model(lambda p: Relu.apply(p["x"]).square().sum() + Relu.apply(p["x"]).sum(), {"x": np.array([0.0, 0, 1, 2])})
+    (rule,) = m.rules()
+    if in_numpy or slope == 0.0:
+        assert not rule.error > 1e-9
 
 
 def test_a_class_written_in_the_loss_and_one_that_inherits(torch):
@@ -436,6 +470,7 @@ def loss_of_tanh(torch, p):
     return ((1 - y * y) @ p["W"]).square().sum()
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile
 @pytest.mark.parametrize("how", ["checkpoint", "compile"])
 def test_in_checkpoints_and_compiled_functions(torch, how):
     layers = [tanh(1), tanh(1.5)]
@@ -462,10 +497,11 @@ def test_in_checkpoints_and_compiled_functions(torch, how):
 
 
 def test_an_operator_of_a_library(torch):
+    schema = "(Tensor x, float factor=1.0) -> Tensor"
     with torch.library._scoped_library("gradaudit_test", "FRAGMENT"):
 
-        @torch.library.custom_op("gradaudit_test::cube", mutates_args=())
-        def cube(x: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+        @torch.library.custom_op("gradaudit_test::cube", mutates_args=(), schema=schema)
+        def cube(x, factor=1.0):
             return factor * x**3
 
         def setup_context(ctx, inputs, output):

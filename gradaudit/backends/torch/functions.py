@@ -71,7 +71,13 @@ def _boxed(cls: Any) -> bool:
 
 
 class Handler:
-    """Stands between autograd and hand-written rules, in the thread that entered it."""
+    """Stands between autograd and hand-written rules, in the thread that entered it.
+
+    Attributes:
+        precedes: asked before the others, whichever was entered first.
+    """
+
+    precedes = False
 
     def handles(self, rule: Rule) -> bool:
         """Whether calls of this one are its business."""
@@ -92,10 +98,10 @@ class Handler:
 
 @contextmanager
 def handling(handler: Handler) -> Iterator[None]:
-    """Let this one handle rules in this thread; where several are entered, the outermost that wants to."""
+    """Let this one handle rules in this thread; where several are entered, the first that wants to."""
     stack = _stack()
     _INSTALLED.enter()
-    stack.append(handler)
+    stack.insert(0 if handler.precedes else len(stack), handler)
     try:
         with eager():
             yield

@@ -20,6 +20,8 @@ Tensors: TypeAlias = dict[int, Tensor]
 _STEPS = {True: 1e-4, False: 3e-2}
 #: A derivative by differences takes so many entries at most.
 _MOST_ENTRIES = 512
+#: Two runs of one forward agree as well as this.
+_REPEATED = 1e-6
 
 
 class NotDifferentiableError(RuntimeError):
@@ -37,7 +39,7 @@ def _is_in(x: Any, values: Sequence[Any]) -> bool:
 
 def paired(one: Tensor, other: Tensor) -> float:
     """The inner product that a gradient and a direction have, of complex numbers as well."""
-    return float((one.detach().conj() * other).real.sum())
+    return float((one.conj() * other).real.sum())
 
 
 def unpacked(results: Any) -> tuple[Any, ...]:
@@ -200,10 +202,17 @@ class Differences:
         self._rule, self._args, self._grads, self._random = rule, args, grads, random
         self._generator = torch.Generator().manual_seed(0)
         self._double = True
+        self._middle: list[Any] | None = None
         try:
-            self._outputs({}, 0.0)
+            self._middle = self._outputs({}, 0.0)
         except Exception:  # noqa: BLE001  # a constant of another dtype, a kernel that has no float64, ...
             self._double = False
+
+    def repeats(self) -> bool:
+        """Whether the primal gives the same twice: it may draw random numbers that are not PyTorch's."""
+        before, after = self._outputs({}, 0.0), self._outputs({}, 0.0)
+        pairs = [(one, other) for one, other in zip(before, after, strict=True) if is_float(one)]
+        return all(torch.allclose(one, other, rtol=_REPEATED, atol=0, equal_nan=True) for one, other in pairs)
 
     def scale(self, x: Tensor) -> float:
         """What is one unit for an argument: its root mean square, if it is not zero."""
@@ -215,9 +224,10 @@ class Differences:
         return {i: self._random_like(x) * self.scale(x) for i, x in arguments.items()}
 
     def along(self, direction: Tensors) -> tuple[float, float]:
-        """The derivative along a direction, and its uncertainty."""
-        coarse, fine = (self._slope(direction, _STEPS[self._double] / k) for k in (1, 8))
-        return fine, abs(fine - coarse)
+        """The derivative along a direction, and its uncertainty, a kink at the very point included."""
+        (coarse, wide), (fine, narrow) = (self._slope(direction, _STEPS[self._double] / k) for k in (1, 8))
+        # of a smooth function the two sides come together as the step shrinks
+        return fine, abs(fine - coarse) + (narrow if 4 * narrow > wide else 0.0)
 
     def gradient(self, argument: int, x: Tensor) -> Tensor:
         """One entry after another."""
@@ -227,18 +237,22 @@ class Differences:
         for entry in range(x.numel()):
             for one in (1.0, 1j) if x.is_complex() else (1.0,):
                 unit.view(-1)[entry] = one * scale
-                found.view(-1)[entry] += one * self._slope({argument: unit}, _STEPS[self._double]) / scale
+                found.view(-1)[entry] += one * self._slope({argument: unit}, _STEPS[self._double])[0] / scale
                 unit.view(-1)[entry] = 0
         return found.to(x.dtype)
 
-    def _slope(self, direction: Tensors, step: float) -> float:
+    def _slope(self, direction: Tensors, step: float) -> tuple[float, float]:
+        """The derivative, and by how much its two sides lie apart."""
+        if self._middle is None:
+            self._middle = self._outputs({}, 0.0)
         ahead, back, far_ahead, far_back = (self._outputs(direction, step * k) for k in (1, -1, 2, -2))
-        slope = 0.0
-        for i, g in enumerate(self._grads):
-            if g is not None and i < len(ahead) and is_float(ahead[i]):
-                wide = g.to(_wide(g))
+        slope = apart = 0.0
+        for i, (g, middle) in enumerate(zip(self._grads, self._middle, strict=False)):
+            if g is not None and is_float(middle):
+                wide = g.detach().to(_wide(g))
                 slope += 8 * paired(wide, ahead[i] - back[i]) - paired(wide, far_ahead[i] - far_back[i])
-        return slope / (12 * step)
+                apart += float((wide.abs() * (ahead[i] + back[i] - 2 * middle).abs()).sum())
+        return slope / (12 * step), apart / (2 * step)
 
     def _outputs(self, direction: Tensors, step: float) -> list[Any]:
         copies = {id(a): a.detach().clone() for a in self._args if isinstance(a, Tensor)}

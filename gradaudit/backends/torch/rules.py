@@ -32,6 +32,8 @@ _N_DIRECTIONS = 3
 class Replacing(Handler):
     """Rules are the derivatives of their primals: these rules, and those that run inside such a primal."""
 
+    precedes = True
+
     def __init__(self, rules: Collection[CustomRule] | None) -> None:
         self._rules = None if rules is None else frozenset(rules)
         self._inside = 0
@@ -122,9 +124,9 @@ class _Watching(Handler):
         sample = self.samples.get(note)
         if sample is None or sample.grads is not None:
             return rule.differentiate(ctx, grads)
-        sample.grads = tuple(_copied(grads))
+        sample.grads = _plain(grads)
         results = rule.differentiate(ctx, grads)
-        sample.results = tuple(_copied(unpacked(results)))
+        sample.results = _plain(unpacked(results))
         return results
 
 
@@ -137,6 +139,11 @@ def _copied(values: Sequence[Any]) -> list[Any]:
                 copy = x.detach().to_dense() if x.is_sparse else x.detach().clone()
                 copies[id(x)] = copy.requires_grad_() if x.requires_grad else copy
     return [copies.get(id(x), x) for x in values]
+
+
+def _plain(values: Sequence[Any]) -> tuple[Any, ...]:
+    """As they are now, without the record of a second derivative."""
+    return tuple(x.detach() if isinstance(x, Tensor) else x for x in _copied(values))
 
 
 def compared(gradient: Callable[[], Any]) -> tuple[CustomRule, ...]:
@@ -177,6 +184,8 @@ def _error(sample: _Sample) -> tuple[float, int]:
     own = _summed(sample, arguments)
     try:
         differences = Differences(sample.rule, sample.args, sample.grads, sample.random)
+        if not differences.repeats():
+            return math.nan, 0
         truth, through = _recorded(sample)
         if truth is not None and _confirmed(differences, arguments, own, truth):
             errors = {i: _relative(own[i], truth[i], arguments[i], through) for i in arguments}
@@ -225,7 +234,7 @@ def _confirmed(differences: Differences, arguments: Tensors, own: Tensors, truth
     if not math.isfinite(slope) or noise > 0.1 * abs(slope):
         return True
     gap = abs(by_autograd - slope)
-    return gap <= 4 * noise + _CONFIRMED * size or gap <= abs(by_rule - slope)
+    return gap <= 4 * noise + _CONFIRMED * size or gap < 0.5 * abs(by_rule - slope)
 
 
 def _relative(own: Tensor, truth: Tensor, x: Tensor, through: float) -> float:
