@@ -58,6 +58,10 @@ class Rule:
         """Run the forward, for its own sake."""
         if self.implementation is not None:
             return self.implementation(*args[:-1], **args[-1].keyword_only_args)
+        return self.run(ctx, args)
+
+    def run(self, ctx: Any, args: Arguments) -> Any:
+        """Run the forward as autograd does."""
         return self.forward(*args) if self.setup_context else self.forward(ctx, *args)
 
     def differentiate(self, ctx: Any, grads: Sequence[Any]) -> Any:

@@ -12,7 +12,19 @@ from torch import Tensor
 
 from gradaudit.backends.torch.functions import Rule
 
-__all__ = ["Differences", "NotDifferentiableError", "Primal", "Tensors", "is_float", "paired", "rewound", "unpacked"]
+__all__ = [
+    "Context",
+    "Differences",
+    "NotDifferentiableError",
+    "Primal",
+    "Tensors",
+    "is_float",
+    "normal",
+    "paired",
+    "rewound",
+    "unit",
+    "unpacked",
+]
 
 Tensors: TypeAlias = dict[int, Tensor]
 
@@ -58,7 +70,7 @@ def rewound(state: Tensor | None) -> Iterator[None]:
         yield
 
 
-class _Context:
+class Context:
     """What a forward may do to its ctx."""
 
     def __init__(self, needs: tuple[bool, ...]) -> None:
@@ -68,15 +80,18 @@ class _Context:
         self.constant: tuple[Any, ...] = ()
 
     def save_for_backward(self, *tensors: Any) -> None:
+        """Kept; there are no hooks around."""
         self.saved_tensors = tensors
 
     def save_for_forward(self, *tensors: Any) -> None:
         """Forward mode is not asked for."""
 
     def mark_dirty(self, *tensors: Any) -> None:
+        """Kept."""
         self.dirty = tensors
 
     def mark_non_differentiable(self, *tensors: Any) -> None:
+        """Kept."""
         self.constant = tensors
 
     def set_materialize_grads(self, value: Any) -> None:
@@ -103,7 +118,7 @@ class Primal:
             copies = {i: leaf.clone() for i, leaf in self.leaves.items()}  # a leaf cannot be changed in place
         self.given = tuple(copies.get(id(a), a) for a in args)
         self._versions = {i: copy._version for i, copy in copies.items()}  # noqa: SLF001
-        self.context = _Context(needs)
+        self.context = Context(needs)
         # saved as they are: what is around, checkpointing for example, counts what a forward saves
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_identity, _identity):
             self.output = rule.primal(self.context, self.given)
@@ -214,14 +229,9 @@ class Differences:
         pairs = [(one, other) for one, other in zip(before, after, strict=True) if is_float(one)]
         return all(torch.allclose(one, other, rtol=_REPEATED, atol=0, equal_nan=True) for one, other in pairs)
 
-    def scale(self, x: Tensor) -> float:
-        """What is one unit for an argument: its root mean square, if it is not zero."""
-        size = float(x.detach().abs().double().square().mean().sqrt()) if x.numel() else 0.0
-        return size if size > 0 and math.isfinite(size) else 1.0
-
     def direction(self, arguments: Mapping[int, Tensor]) -> Tensors:
         """Random, in each argument about as large as the argument."""
-        return {i: self._random_like(x) * self.scale(x) for i, x in arguments.items()}
+        return {i: normal(x, self._generator) * unit(x) for i, x in arguments.items()}
 
     def along(self, direction: Tensors) -> tuple[float, float]:
         """The derivative along a direction, and its uncertainty, a kink at the very point included."""
@@ -231,14 +241,14 @@ class Differences:
 
     def gradient(self, argument: int, x: Tensor) -> Tensor:
         """One entry after another."""
-        scale = self.scale(x)
-        unit = torch.zeros_like(x, dtype=_wide(x)).detach()
-        found = torch.zeros_like(unit)
+        scale = unit(x)
+        moved = torch.zeros_like(x, dtype=_wide(x)).detach()
+        found = torch.zeros_like(moved)
         for entry in range(x.numel()):
             for one in (1.0, 1j) if x.is_complex() else (1.0,):
-                unit.view(-1)[entry] = one * scale
-                found.view(-1)[entry] += one * self._slope({argument: unit}, _STEPS[self._double])[0] / scale
-                unit.view(-1)[entry] = 0
+                moved.view(-1)[entry] = one * scale
+                found.view(-1)[entry] += one * self._slope({argument: moved}, _STEPS[self._double])[0] / scale
+                moved.view(-1)[entry] = 0
         return found.to(x.dtype)
 
     def _slope(self, direction: Tensors, step: float) -> tuple[float, float]:
@@ -263,11 +273,19 @@ class Differences:
                 copies[i] += (step * direction[i]).to(copies[i].dtype)
         needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in self._args)
         with torch.no_grad(), rewound(self._random):
-            outputs = unpacked(self._rule.primal(_Context(needs), [copies.get(id(a), a) for a in self._args]))
+            outputs = unpacked(self._rule.primal(Context(needs), [copies.get(id(a), a) for a in self._args]))
         return [out.to(_wide(out)).clone() if is_float(out) else out for out in outputs]
 
-    def _random_like(self, x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=self._generator, dtype=_wide(x), device="cpu").to(x.device)
+
+def unit(x: Tensor) -> float:
+    """How large its entries are: their root mean square, if that is not zero."""
+    size = float(x.detach().abs().double().square().mean().sqrt()) if x.numel() else 0.0
+    return size if size > 0 and math.isfinite(size) else 1.0
+
+
+def normal(x: Tensor, generator: Any) -> Tensor:
+    """Random numbers in double precision, one for each entry."""
+    return torch.randn(x.shape, generator=generator, dtype=_wide(x), device="cpu").to(x.device)
 
 
 def _wide(x: Tensor) -> Any:

@@ -17,7 +17,18 @@ import torch
 from torch import Tensor
 
 from gradaudit.backends.torch.functions import Handler, Rule, handling
-from gradaudit.backends.torch.replay import Differences, Primal, Tensors, is_float, paired, rewound, unpacked
+from gradaudit.backends.torch.replay import (
+    Context,
+    Differences,
+    Primal,
+    Tensors,
+    is_float,
+    normal,
+    paired,
+    rewound,
+    unit,
+    unpacked,
+)
 from gradaudit.sites import CustomRule
 
 __all__ = ["Replacing", "compared", "replacing"]
@@ -27,6 +38,8 @@ _CONFIRMED = 1e-3
 #: Gradients that differ by so many eps of what goes through the rule do not differ.
 _ROUNDING = 64.0
 _N_DIRECTIONS = 3
+#: Errors above so many eps may be those of a kink; then the rule is compared so far away, relative to an input's size.
+_OPEN, _BESIDE = 1e3, 1e-2
 
 
 class Replacing(Handler):
@@ -111,7 +124,7 @@ class _Watching(Handler):
         self._count += 1
         if ordinal in self._kept and not torch._C._are_functorch_transforms_active():  # noqa: SLF001
             self.samples[ordinal] = _Sample(rule, _copied(args), torch.get_rng_state())
-        return rule.forward(*args) if rule.setup_context else rule.forward(ctx, *args), ordinal
+        return rule.run(ctx, args), ordinal
 
     def settle(self, rule: Rule, ctx: Any, args: Sequence[Any], output: Any, note: Any) -> None:  # noqa: ARG002
         """As it is."""
@@ -172,8 +185,11 @@ def compared(gradient: Callable[[], Any]) -> tuple[CustomRule, ...]:
     return tuple(found)
 
 
-def _error(sample: _Sample) -> tuple[float, int]:
-    """The largest relative error over the inputs, and at which; NaN where it cannot be taken."""
+def _error(sample: _Sample, *, beside: bool = False) -> tuple[float, int]:
+    """The largest relative error over the inputs, and at which; NaN where it cannot be taken.
+
+    At a kink, such as a ReLU has at zero, rule and primal may both be right and differ; then they are compared beside.
+    """
     if sample.grads is None or not any(isinstance(g, Tensor) and g.any() for g in sample.grads):
         return math.nan, 0
     if not all(bool(torch.isfinite(g).all()) for g in (*sample.grads, *sample.results) if isinstance(g, Tensor)):
@@ -187,14 +203,36 @@ def _error(sample: _Sample) -> tuple[float, int]:
         if not differences.repeats():
             return math.nan, 0
         truth, through = _recorded(sample)
-        if truth is not None and _confirmed(differences, arguments, own, truth):
-            errors = {i: _relative(own[i], truth[i], arguments[i], through) for i in arguments}
+        told, confirmed = (True, False) if truth is None else _told(differences, arguments, own, truth)
+        if truth is not None and confirmed:
+            errors = {i: _relative(own[i], truth[i], x, through) for i, x in arguments.items()}
         else:
             errors = {i: _along(differences, i, x, own[i]) for i, x in arguments.items()}
+        worst = max(errors, key=lambda i: (not math.isnan(errors[i]), errors[i]))
+        rounding = _OPEN * torch.finfo(arguments[worst].dtype).eps
+        if not beside and (math.isnan(errors[worst]) or (errors[worst] > rounding and not told)):
+            return _error(_moved(sample), beside=True)
     except Exception:  # noqa: BLE001  # the primal cannot be run again
         return math.nan, 0
-    worst = max(errors, key=lambda i: (not math.isnan(errors[i]), errors[i]), default=None)
-    return (math.nan, 0) if worst is None else (errors[worst], firsts[worst])
+    return errors[worst], firsts[worst]
+
+
+def _moved(sample: _Sample) -> _Sample:
+    """The rule, forward and backward, at a point nearby."""
+    assert sample.grads is not None  # see _error
+    generator = torch.Generator().manual_seed(0)
+    moved = _Sample(sample.rule, _copied(sample.args), sample.random, sample.grads)
+    wanted = {id(a): a for a in moved.args if isinstance(a, Tensor) and a.requires_grad}
+    with torch.no_grad(), rewound(sample.random):
+        for a in wanted.values():
+            a.add_((_BESIDE * unit(a) * normal(a, generator)).to(a.dtype))
+        args = _copied(moved.args)
+        context: Any = Context(tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
+        output = sample.rule.run(context, args)
+        if sample.rule.setup_context is not None:
+            sample.rule.setup_context(context, tuple(args), output)
+        moved.results = _plain(unpacked(sample.rule.differentiate(context, sample.grads)))
+    return moved
 
 
 def _summed(sample: _Sample, arguments: Tensors) -> Tensors:
@@ -222,19 +260,20 @@ def _recorded(sample: _Sample) -> tuple[Tensors | None, float]:
     return truth, math.hypot(*sizes)
 
 
-def _confirmed(differences: Differences, arguments: Tensors, own: Tensors, truth: Tensors) -> bool:
-    """Whether differences are of the side of autograd; where they say nothing, it is believed."""
+def _told(differences: Differences, arguments: Tensors, own: Tensors, truth: Tensors) -> tuple[bool, bool]:
+    """Whether differences can tell the rule from autograd; and are not of another mind than autograd."""
     direction = differences.direction(arguments)
     try:
         slope, noise = differences.along(direction)
     except Exception:  # noqa: BLE001  # see Differences
-        return True
+        return True, True
     by_autograd, by_rule = (sum(paired(g[i], v) for i, v in direction.items()) for g in (truth, own))
-    size = math.hypot(*(float(truth[i].norm()) * differences.scale(x) for i, x in arguments.items()))
+    size = math.hypot(*(float(truth[i].norm()) * unit(x) for i, x in arguments.items()))
+    told = abs(by_autograd - by_rule) > 4 * noise
     if not math.isfinite(slope) or noise > 0.1 * abs(slope):
-        return True
+        return told, True
     gap = abs(by_autograd - slope)
-    return gap <= 4 * noise + _CONFIRMED * size or gap < 0.5 * abs(by_rule - slope)
+    return told, gap <= 4 * noise + _CONFIRMED * size or gap < 0.5 * abs(by_rule - slope)
 
 
 def _relative(own: Tensor, truth: Tensor, x: Tensor, through: float) -> float:
