@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -140,11 +140,14 @@ class _Installed:
             self._entered += 1
             if self._entered > 1:
                 return
-            classes = list(_subclasses(Function))
-            # all are read before any is wrapped: they inherit from one another
-            for rule in [rule for cls in classes if (rule := _rule(cls)) is not None]:
-                self._wrap(rule)
-            self._put(Function, "__init_subclass__", classmethod(_new))
+            try:
+                # all are read before any is wrapped: they inherit from one another
+                for rule in [rule for cls in _subclasses(Function) if (rule := _rule(cls)) is not None]:
+                    self._wrap(rule)
+                self._put(Function, "__init_subclass__", classmethod(_new))
+            except BaseException:
+                self.leave()
+                raise
 
     def leave(self) -> None:
         """Put back what was there, if nobody is left."""
@@ -192,7 +195,7 @@ def _subclasses(cls: Any) -> Iterator[Any]:
 def _rule(cls: Any) -> Rule | None:
     """What is written in a class; None: PyTorch's own, or without a backward."""
     library = cls.__module__ == _LIBRARY
-    if cls.__module__.partition(".")[0] == "torch" and not library:
+    if str(cls.__module__).partition(".")[0] == "torch" and not library:
         return None
     forward, backward, setup = map(_written, (cls.forward, _backward(cls), cls.setup_context))
     implementation, name, rule = None, cls.__qualname__.rpartition("<locals>.")[2], backward
@@ -202,7 +205,7 @@ def _rule(cls: Any) -> Rule | None:
         rule = getattr(cells.get("info"), "_backward_fn", None)
         name = str(getattr(getattr(cells.get("op"), "_schema", None), "name", name))
         implementation = None if "orig_forward" in cells else getattr(cells.get("info"), "_init_fn", None)
-    if rule is None or rule in {Function.backward, Function.vjp}:
+    if rule is None or rule is Function.backward:
         return None
     path, line = _place(rule)
     installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
@@ -227,15 +230,18 @@ def _cells(function: Any) -> dict[str, Any]:
 
 
 def _place(function: Any) -> tuple[str, int]:
-    """File and line of the ``def``, not of its decorators."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return "unknown", 0
+    return ("unknown", 0) if code is None else (code.co_filename, _line(code))
+
+
+@functools.lru_cache(maxsize=4096)
+def _line(code: CodeType) -> int:
+    """Of the ``def``, not of its decorators."""
     try:
         lines, first = inspect.getsourcelines(code)
     except (OSError, TypeError):
-        return code.co_filename, code.co_firstlineno
-    return code.co_filename, first + next((i for i, text in enumerate(lines) if text.lstrip().startswith("def ")), 0)
+        return code.co_firstlineno
+    return first + next((i for i, text in enumerate(lines) if text.lstrip().startswith("def ")), 0)
 
 
 def _wrappers(rule: Rule) -> Mapping[str, Callable[..., Any]]:
