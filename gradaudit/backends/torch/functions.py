@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.autograd import Function
 
-from gradaudit.backends.torch.state import eager
+from gradaudit.backends.torch.state import Patches, eager
 from gradaudit.sites import CustomRule
 
 __all__ = ["Handler", "Rule", "handling"]
@@ -29,8 +29,6 @@ Arguments: TypeAlias = Sequence[Any]
 
 _LIBRARY = "torch._library.autograd"
 _NOTE = "_gradaudit"
-_MISSING = object()
-_LOCK = threading.RLock()
 _LOCAL = threading.local()
 
 
@@ -104,16 +102,14 @@ class Handler:
 def handling(handler: Handler) -> Iterator[None]:
     """Let this one handle rules in this thread; where several are entered, the first that wants to."""
     stack = _stack()
-    _INSTALLED.enter()
     stack.insert(0 if handler.precedes else len(stack), handler)
     try:
-        with eager():
+        with _INSTALLED.held(), eager():
             yield
     finally:
         stack.remove(handler)
         if not stack:
             _LOCAL.pending.clear()
-        _INSTALLED.leave()
 
 
 def _stack() -> list[Handler]:
@@ -127,63 +123,27 @@ def _handler(rule: Rule) -> Handler | None:
     return next((handler for handler in _stack() if handler.handles(rule)), None)
 
 
-class _Installed:
-    """The wrappers, as long as any thread has a handler."""
-
-    def __init__(self) -> None:
-        self._entered = 0
-        self._before: list[tuple[Any, str, Any, Any]] = []
-
-    def enter(self) -> None:
-        """Wrap, if nobody has yet."""
-        with _LOCK:
-            self._entered += 1
-            if self._entered > 1:
-                return
-            try:
-                # all are read before any is wrapped: they inherit from one another
-                for rule in [rule for cls in _subclasses(Function) if (rule := _rule(cls)) is not None]:
-                    self._wrap(rule)
-                self._put(Function, "__init_subclass__", classmethod(_new))
-            except BaseException:
-                self.leave()
-                raise
-
-    def leave(self) -> None:
-        """Put back what was there, if nobody is left."""
-        with _LOCK:
-            self._entered -= 1
-            while not self._entered and self._before:
-                cls, name, wrapper, raw = self._before.pop()
-                if cls.__dict__.get(name) is not wrapper:  # somebody else has changed it meanwhile
-                    continue
-                if raw is _MISSING:
-                    delattr(cls, name)
-                else:
-                    setattr(cls, name, raw)
-
-    def add(self, cls: Any) -> None:
-        """Wrap a class that has just been written."""
-        with _LOCK:
-            rule = _rule(cls) if self._entered else None
-            if rule is not None:
-                self._wrap(rule)
-
-    def _wrap(self, rule: Rule) -> None:
-        for name, wrapper in _wrappers(rule).items():
-            self._put(rule.cls, name, staticmethod(wrapper))
-
-    def _put(self, cls: Any, name: str, wrapper: Any) -> None:
-        self._before.append((cls, name, wrapper, cls.__dict__.get(name, _MISSING)))
-        setattr(cls, name, wrapper)
+def _install(patches: Patches) -> None:
+    # all are read before any is wrapped: they inherit from one another
+    for rule in [rule for cls in _subclasses(Function) if (rule := _rule(cls)) is not None]:
+        _wrap(patches, rule)
+    patches.put(Function, "__init_subclass__", classmethod(_new))
 
 
-_INSTALLED = _Installed()
+def _wrap(patches: Patches, rule: Rule) -> None:
+    for name, wrapper in _wrappers(rule).items():
+        patches.put(rule.cls, name, staticmethod(wrapper))
 
 
 def _new(cls: Any, /, **options: Any) -> None:
+    """A class is written meanwhile."""
     super(Function, cls).__init_subclass__(**options)
-    _INSTALLED.add(cls)
+    rule = _rule(cls)
+    if rule is not None:
+        _wrap(_INSTALLED, rule)
+
+
+_INSTALLED = Patches(_install)
 
 
 def _subclasses(cls: Any) -> Iterator[Any]:
