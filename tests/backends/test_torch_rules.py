@@ -708,3 +708,99 @@ def test_cuts_under_a_replaced_rule_are_seen(torch):
     (cut,) = replaced.cuts()
     assert cut.kind == "detach"
     assert_close(replaced.without([cut]).value_and_grad(base())[1], differences(m), 1e-9)
+
+
+def test_wrappers_that_cannot_be_installed_are_taken_back(torch, monkeypatch):
+    from gradaudit.backends.torch import functions
+
+    layers = [tanh(1.5), tanh(1.5)]
+    before = [raw(layer) for layer in layers]
+    original, calls = functions._wrappers, []
+
+    def failing(rule):
+        calls.append(rule)
+        if rule.cls is layers[1]:
+            raise MemoryError
+        return original(rule)
+
+    m = model(lambda p: layers[0].apply(p["b"]).sum())
+    with monkeypatch.context() as patched:
+        patched.setattr(functions, "_wrappers", failing)
+        with pytest.raises(MemoryError):
+            m.rules()
+    assert layers[0] in [rule.cls for rule in calls]
+    for layer, written in zip(layers, before, strict=True):
+        assert all(x is y for x, y in zip(written.values(), raw(layer).values(), strict=True))
+    assert m.rules()[0].error == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("factor", [1, 1.5])
+def test_complex_numbers(torch, factor):
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            ctx.save_for_backward(z)
+            return z * z
+
+        @staticmethod
+        def backward(ctx, g):
+            return factor * g * 2 * ctx.saved_tensors[0].conj()
+
+    m = model(lambda p: (Square.apply(torch.complex(p["b"], p["W"][0])) + 1).abs().sum())
+    if factor == 1:
+        check_right(m)
+    else:
+        check_wrong(m, 0.5)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_any_number_of_arguments_once_differentiable(torch, factor):
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, n, *xs):
+            ctx.n, ctx.count = n, len(xs)
+            return n * sum(xs)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g):  # CUT
+            return None, *(ctx.n * g * (factor if i == 1 else 1) for i in range(ctx.count))
+
+    m = model(lambda p: Sum.apply(3, *p["W"].unbind(0)).sin().sum())
+    if factor == 1:
+        check_right(m)
+    else:
+        assert [check_wrong(m, 1.0, argument=1).line] == marked(test_any_number_of_arguments_once_differentiable)
+
+
+def test_a_sparse_gradient(torch):
+    class Rows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, table, index):
+            ctx.save_for_backward(index)
+            return table[index]
+
+        @staticmethod
+        def backward(ctx, g):
+            return torch.sparse_coo_tensor(ctx.saved_tensors[0][None], g, (3, 3), check_invariants=False), None
+
+    check_right(model(lambda p: Rows.apply(p["W"] * 1, torch.tensor([0, 2, 2])).sin().sum()))
+
+
+def test_a_forward_called_by_hand_is_not_a_rule(torch):
+    right = two_outputs(torch, 3)
+
+    class Child(right):
+        @staticmethod
+        def forward(x, y, power=2, names=("a",)):
+            first, *others = right.forward(x, y, power, names)
+            return 2 * first, *others
+
+        @staticmethod
+        def backward(ctx, first, where, second, sign):
+            return right.backward(ctx, 2 * first, where, second, sign)
+
+    def loss(p):
+        return right.forward(p["b"], p["W"][0])[0].sum() + Child.apply(p["b"], p["W"][1])[0].sin().sum()
+
+    assert check_wrong(model(loss), 2.0).name == "Child"
