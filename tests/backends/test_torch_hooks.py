@@ -121,7 +121,7 @@ def test_nothing_stays_and_other_threads_keep_their_hooks(torch):
             raise ValueError
         return layer(p["b"]).sum()
 
-    before = dict(torch.nn.Module.__dict__)
+    before, registering = dict(torch.nn.Module.__dict__), torch.Tensor.__dict__["register_hook"]
     gradient()
     m = model(loss)
     cuts = m.cuts()
@@ -134,3 +134,4 @@ def test_nothing_stays_and_other_threads_keep_their_hooks(torch):
             attempt()
     assert all(np.array_equal(one, seen[0]) for one in seen)
     assert all(before[name] is value for name, value in torch.nn.Module.__dict__.items())
+    assert torch.Tensor.__dict__["register_hook"] is registering

@@ -392,6 +392,32 @@ def test_random_numbers_in_the_forward(torch, generator):
 
 
 @pytest.mark.parametrize("factor", [1, 1.5])
+def test_a_forward_that_keeps_a_state(torch, factor):
+    """Run again it would be another function: it is not compared, but replaced."""
+    state = {}
+
+    class Averaged(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, state):
+            state["scale"] += 1
+            ctx.scale = state["scale"]
+            return x * ctx.scale
+
+        @staticmethod
+        def backward(ctx, g):
+            return factor * g * ctx.scale, None
+
+    def loss(p):
+        state["scale"] = 1.0
+        return sum(Averaged.apply(p["b"], state).sin().sum() for _ in range(3))
+
+    m = model(loss)
+    (rule,) = m.rules()
+    assert math.isnan(rule.error)
+    assert_close(m.replacing([rule]).value_and_grad(base())[1], differences(m), 1e-9)
+
+
+@pytest.mark.parametrize("factor", [1, 1.5])
 @pytest.mark.parametrize("slope", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("how", ["clamp", "where", "numpy"])
 def test_a_kink_at_the_very_point(torch, factor, slope, how):

@@ -1,7 +1,7 @@
 """Hooks that change a PyTorch gradient on its way back: cuts of their own kind, listed and removed like the others.
 
-Those that the loss registers on tensors go through PyTorch's Python interface, where a mode sees them. Modules are
-asked for their backward hooks at each call, by two methods of `torch.nn.Module`, which are wrapped meanwhile.
+While hooks are watched, the methods by which one is registered on a tensor, and a module is asked for its own at each
+call, are wrapped; the wrappers act in their own thread.
 """
 
 from __future__ import annotations
@@ -67,18 +67,15 @@ def _fresh(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Hooks(cuts.Mode):
-    """Decides what is registered in place of a hook."""
+    """Decides what is used in place of a hook. Never entered as a mode: only its sense of place is wanted."""
 
     def instead(self, cut: Cut, hook: Any) -> Any:
         """The hook itself, or another."""
         raise NotImplementedError
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func == Tensor.register_hook:
-            hook = args[1] if len(args) > 1 else kwargs["hook"]
-            return func(args[0], self.instead(self.site(_KIND, sys._getframe(1)), hook))  # noqa: SLF001
-        return func(*args, **kwargs)
+    def of_tensor(self, hook: Any) -> Any:
+        """In place of a hook that the loss registers: its place is where it does so."""
+        return self.instead(self.site(_KIND, sys._getframe(2)), hook)  # noqa: SLF001
 
     def of_module(self, hook: Any) -> Any:
         """In place of a hook of a module, which was registered before: its place is where it is written."""
@@ -153,16 +150,25 @@ def _hooked(hooks: Any) -> Iterator[Any]:
     before = getattr(_LOCAL, "hooks", None)
     _LOCAL.hooks = hooks
     try:
-        with _PATCHES.held(), eager(), hooks:
+        with _PATCHES.held(), eager():
             yield hooks
     finally:
         _LOCAL.hooks = before
 
 
 def _install(patches: Patches) -> None:
+    patches.put(Tensor, "register_hook", _registering(Tensor.__dict__["register_hook"]))
     for name in ("_get_backward_hooks", "_get_backward_pre_hooks"):
-        if name in Module.__dict__:
-            patches.put(Module, name, _asked(Module.__dict__[name]))
+        patches.put(Module, name, _asked(Module.__dict__[name]))
+
+
+def _registering(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    @functools.wraps(original)
+    def register(tensor: Any, hook: Any) -> Any:
+        hooks = getattr(_LOCAL, "hooks", None)
+        return original(tensor, hook if hooks is None else hooks.of_tensor(hook))
+
+    return register
 
 
 def _asked(original: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -101,6 +101,7 @@ class _Sample:
     rule: Rule
     args: list[Any]
     random: Tensor
+    outputs: tuple[Any, ...] = ()
     grads: tuple[Any, ...] | None = None
     results: tuple[Any, ...] = ()
 
@@ -124,7 +125,10 @@ class _Watching(Handler):
         self._count += 1
         if ordinal in self._kept and not torch._C._are_functorch_transforms_active():  # noqa: SLF001
             self.samples[ordinal] = _Sample(rule, _copied(args), torch.get_rng_state())
-        return rule.run(ctx, args), ordinal
+        output = rule.run(ctx, args)
+        if ordinal in self.samples:
+            self.samples[ordinal].outputs = _plain(unpacked(output))
+        return output, ordinal
 
     def settle(self, rule: Rule, ctx: Any, args: Sequence[Any], output: Any, note: Any) -> None:  # noqa: ARG002
         """As it is."""
@@ -200,7 +204,7 @@ def _error(sample: _Sample, *, beside: bool = False) -> tuple[float, int]:
     own = _summed(sample, arguments)
     try:
         differences = Differences(sample.rule, sample.args, sample.grads, sample.random)
-        if not differences.repeats():
+        if not all(map(_repeated, sample.outputs, differences.outputs())):
             return math.nan, 0
         truth, through = _recorded(sample)
         told, confirmed = (True, False) if truth is None else _told(differences, arguments, own, truth)
@@ -221,7 +225,7 @@ def _moved(sample: _Sample) -> _Sample:
     """The rule, forward and backward, at a point nearby."""
     assert sample.grads is not None  # see _error
     generator = torch.Generator().manual_seed(0)
-    moved = _Sample(sample.rule, _copied(sample.args), sample.random, sample.grads)
+    moved = _Sample(sample.rule, _copied(sample.args), sample.random, grads=sample.grads)
     wanted = {id(a): a for a in moved.args if isinstance(a, Tensor) and a.requires_grad}
     with torch.no_grad(), rewound(sample.random):
         for a in wanted.values():
@@ -231,8 +235,17 @@ def _moved(sample: _Sample) -> _Sample:
         output = sample.rule.run(context, args)
         if sample.rule.setup_context is not None:
             sample.rule.setup_context(context, tuple(args), output)
+        moved.outputs = _plain(unpacked(output))
         moved.results = _plain(unpacked(sample.rule.differentiate(context, sample.grads)))
     return moved
+
+
+def _repeated(before: Any, again: Any) -> bool:
+    """Whether a forward gives what it gave: it may draw random numbers of its own, or keep a state."""
+    if not is_float(before):
+        return True
+    gap, size = float((before - again).norm()), float(before.norm())
+    return not gap > math.sqrt(torch.finfo(before.dtype).eps) * size
 
 
 def _summed(sample: _Sample, arguments: Tensors) -> Tensors:
