@@ -212,6 +212,22 @@ def test_in_checkpoints_and_compiled_functions(torch, how):
     check(loss, "sqrt", of=step)
 
 
+def test_in_transforms_and_second_derivatives(torch):
+    def transformed(p):
+        each = torch.func.vmap(torch.func.grad(lambda x: (x * 3).square().sqrt()))
+        return each(p["z"]).sum()  # CUT
+
+    def penalty(p):
+        h = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(((p["x"] * h) ** 2).sum().sqrt(), h, create_graph=True)  # CUT
+        return slope.square().sum()
+
+    found = origin(transformed)
+    assert (found.path, [found.line]) == (__file__, marked(transformed))
+    found = origin(penalty)
+    assert (found.operation, [found.line], found.forward) == ("autograd.grad", marked(penalty), True)
+
+
 def test_an_overflow(torch):
     def loss(p):
         small = p["x"] * 1e-200

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.torch.cuts import SKIPPED
@@ -24,12 +25,15 @@ Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 
 #: What the user writes as an operator, or as a function of a namespace.
 _NAMES = {"rdiv": "div", "truediv": "div", "rtruediv": "div", "rsub": "sub", "rpow": "pow", "rmatmul": "matmul"}
-_NAMES |= {"radd": "add", "rmul": "mul", "getitem": "getitem", "setitem": "setitem"}
+_NAMES |= {"radd": "add", "rmul": "mul", "grad": "autograd.grad"}
 _NAMESPACES = ("linalg", "fft", "special")
 
 
 def found(function: Function, leaves: dict[str, Tensor]) -> Origin | None:
-    """The operation that makes a non-finite gradient of finite ones, in one run; None where all is finite."""
+    """The operation that makes a non-finite gradient of finite ones, in one run.
+
+    None where all is finite, and where several finite gradients of one parameter have an infinite sum.
+    """
     recording = _Recording()
     with handling(_Applied(recording.sites)), recording:
         loss = function(dict(leaves))
@@ -145,6 +149,13 @@ def _finite(gradients: Any) -> bool:
     return all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
 
 
+def _plain(x: Tensor) -> Tensor:
+    """The values, inside a transform of `torch.func` as well."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x.detach()
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -168,7 +179,7 @@ def _node_name(node: Any) -> str:
 
 def _site(name: str, frame: FrameType | None, outputs: Any) -> Origin:
     outside = _first(frame, library=False) or _first(frame, library=True)
-    forward = not _finite([x.detach() for x in _tensors(outputs)])
+    forward = not _finite([_plain(x) for x in _tensors(outputs)])
     if outside is None:
         return Origin(operation=name, path="unknown", line=0, forward=forward)
     code = outside.f_code

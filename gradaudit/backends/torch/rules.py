@@ -2,7 +2,8 @@
 
 A rule is compared on the inputs and the incoming gradients of the loss itself, so that an error is one of the gradient
 at hand. The derivative of the primal is its forward, recorded by autograd, and confirmed by differences: a forward may
-itself cut what autograd sees of it (NumPy, ``no_grad``, ``detach``), and then the differences count.
+itself cut what autograd sees of it (NumPy, ``no_grad``, ``detach``), and then the differences count. The error is
+infinite where that derivative is zero and the rule's is not, as of a straight-through estimator.
 """
 
 from __future__ import annotations
