@@ -219,13 +219,13 @@ def test_in_transforms_and_second_derivatives(torch):
 
     def penalty(p):
         h = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-        (slope,) = torch.autograd.grad(((p["x"] * h) ** 2).sum().sqrt(), h, create_graph=True)  # CUT
+        (slope,) = torch.autograd.grad(((p["x"] * h).abs() ** 1.5).sum(), h, create_graph=True)  # CUT
         return slope.square().sum()
 
     found = origin(transformed)
     assert (found.path, [found.line]) == (__file__, marked(transformed))
     found = origin(penalty)
-    assert (found.operation, [found.line], found.forward) == ("autograd.grad", marked(penalty), True)
+    assert (found.operation, [found.line], found.forward) == ("autograd.grad", marked(penalty), False)
 
 
 def test_an_overflow(torch):
