@@ -17,7 +17,7 @@ from gradaudit.render.to_text import number, ports_table, table
 from gradaudit.report import AuditReport, ParameterResult
 from gradaudit.testing.scenarios import SeedCase, seed_case
 
-__all__ = ["Case", "Outcome", "run"]
+__all__ = ["Case", "Outcome", "backend_names", "run"]
 
 Echo = Callable[[str], None]
 _MOST_ENTRIES = 12
@@ -40,6 +40,11 @@ class Case:
         sizes = {name: value for name, value in asdict(self).items() if name != "truncation"}
         return seed_case(backend, self.truncation, **sizes)
 
+    @property
+    def covered(self) -> int:
+        """How many steps the backward pass covers."""
+        return self.n_steps - self.truncation.n_cut_steps(self.n_steps)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -59,6 +64,11 @@ class _Audits:
         return self.dense, self.recurrent, self.lifted
 
 
+def backend_names(backend: str) -> list[str]:
+    """The one that is asked for, or all that are installed."""
+    return [backend] if backend != "all" else [n for n in registry.names() if registry.installed_version(n)]
+
+
 def run(backend: str, case: Case, *, echo: Echo, progress: Advance) -> Outcome:
     """Run the demo on one backend, or on all that are installed.
 
@@ -67,7 +77,7 @@ def run(backend: str, case: Case, *, echo: Echo, progress: Advance) -> Outcome:
         BackendNotInstalledError: its framework is not installed.
         OptionError: a size below 1.
     """
-    names = [backend] if backend != "all" else [n for n in registry.names() if registry.installed_version(n)]
+    names = backend_names(backend)
     results: dict[str, _Audits] = {}
     lifted: dict[str, Model] = {}
     truncated: dict[str, Model] = {}

@@ -11,9 +11,10 @@ from typing import ParamSpec, TypeVar
 import click
 
 from gradaudit.backends import registry
+from gradaudit.cli import blind as blind_command
 from gradaudit.cli import demo as demo_command
 from gradaudit.cli.output import backends_table, progress
-from gradaudit.diagnose.table import RULES, page
+from gradaudit.diagnose.table import page, rules
 from gradaudit.errors import BackendNotInstalledError, BackendVersionError, GradauditError
 from gradaudit.recurrent import Truncation
 from gradaudit.render.to_text import table
@@ -49,33 +50,36 @@ def cli() -> None:
 @cli.command()
 @click.option("--backend", default="numpy", show_default=True, help="numpy, torch, jax, tensorflow, or all installed.")
 @click.option("--sequences", default=10, show_default=True, help="Number of sequences.")
-@click.option("--steps", default=10_000, show_default=True, help="Steps in each sequence.")
+@click.option("--steps", type=int, help="Steps in each sequence.  [default: 10000; 1000 with --blind]")
 @click.option("--features", default=2, show_default=True, help="Dimension of a feature vector.")
 @click.option("--classes", default=2, show_default=True, help="Number of classes.")
 @click.option("--truncation", default="tail:1", show_default=True, help="none or tail:K, of the recurrent net.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the weights, the data and the probes.")
+@click.option("--blind", is_flag=True, help="Hand the recurrent net over as a black box, and find the cause.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Save all reports here.")
 @_errors_as_exit_codes
 def demo(
     backend: str,
     sequences: int,
-    steps: int,
+    steps: int | None,
     features: int,
     classes: int,
     truncation: str,
     dtype: str,
     seed: int,
+    blind: bool,  # noqa: FBT001  # a flag of the command line
     json_path: str | None,
 ) -> None:
     """The original case: one function, two networks, and a gradient ten thousand times too small.
 
     Exits with 0 when the case is reproduced: the feed-forward net agrees, the truncated recurrent net disagrees
-    because of its truncation, and agrees with the truncation lifted.
+    because of its truncation, and agrees with the truncation lifted. With --blind the recurrent net is a program of
+    which nothing is declared; it is reproduced when the truncation, its k and the line of the cut are found.
     """
     case = demo_command.Case(
         n_sequences=sequences,
-        n_steps=steps,
+        n_steps=steps if steps is not None else 1_000 if blind else 10_000,
         n_features=features,
         n_classes=classes,
         dtype=dtype,
@@ -83,7 +87,8 @@ def demo(
         truncation=Truncation.parse(truncation),
     )
     with progress("auditing") as advance:
-        outcome = demo_command.run(backend, case, echo=click.echo, progress=advance)
+        run = blind_command.run if blind else demo_command.run
+        outcome = run(backend, case, echo=click.echo, progress=advance)
     if json_path is not None:
         outcome.report.save(json_path)
         click.echo(f"\nsaved to {json_path}")
@@ -102,6 +107,6 @@ def backends() -> None:
 def explain(code: str | None) -> None:
     """What a finding CODE means, a minimal program that has it, and how to mend it; without CODE, all codes."""
     if code is None:
-        click.echo("\n".join(table([[rule.code, rule.title] for rule in sorted(RULES, key=lambda rule: rule.code)])))
+        click.echo("\n".join(table([[rule.code, rule.title] for rule in sorted(rules(), key=lambda rule: rule.code)])))
     else:
         click.echo(page(code.upper()))

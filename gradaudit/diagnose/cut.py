@@ -3,52 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, global_norm
-from gradaudit.compare import Verdict
 from gradaudit.diagnose.evidence import Evidence
-from gradaudit.measure.judgement import Measurement
+from gradaudit.diagnose.greedy import agree, fewest
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 from gradaudit.sites import Cut
 
-__all__ = ["at_line", "missing"]
+__all__ = ["Blamed", "at_line", "blame", "missing", "times"]
 
-#: More lines than this are not tried one by one; of those that share the gap, so many are named.
-_MOST_LINES, _MOST_SHARED = 12, 3
-#: A cut that closes less of the gap has no part in it.
-_PART = 1e-3
+#: More lines than this are not held one by one.
+_MOST_HELD = 12
 _MEANT = "You mean this cut; the verdict is that of the gradient given it."
 
 
+class Blamed(NamedTuple):
+    """Cuts that explain a gap, how that was shown, and the gradient without them, if they can be removed."""
+
+    cuts: Sequence[Cut]
+    shown: str
+    full: Gradients | None
+
+
 def at_line(evidence: Evidence) -> Finding | None:
-    """GA101: cuts in the user's code that, removed or held, make analytic and numeric agree.
+    """GA101: cuts in the user's code that, removed or held, make analytic and numeric agree."""
+    wrong = evidence.wrong()
+    found = blame(evidence, wrong) if wrong else None
+    return None if found is None else _finding(evidence, wrong, found)
+
+
+def blame(evidence: Evidence, wrong: Sequence[str]) -> Blamed | None:
+    """The fewest cuts that explain all that is wrong.
 
     One line after another is removed; if none alone explains the gap, the best is kept and others are added (greedy).
     Where that is not possible, or explains nothing, the values that a line cuts off are held at the base point.
     """
-    wrong = evidence.wrong()
-    lines = _by_line(evidence.cuts) if wrong else []
+    own = [cut for cut in evidence.cuts if not cut.library]
+    found = _among(evidence, wrong, own)
+    # a library's cuts are harmless as a rule (the maximum inside a softmax); what is proven is proven all the same
+    return found if found is not None or len(own) == len(evidence.cuts) else _among(evidence, wrong, evidence.cuts)
+
+
+def _among(evidence: Evidence, wrong: Sequence[str], listed: Sequence[Cut]) -> Blamed | None:
+    lines = _by_line(listed)
     if not lines:
         return None
-    removed = _removed(evidence, wrong, lines[:_MOST_LINES])
+    removed = fewest(evidence, wrong, lines, evidence.without)
     if removed is not None:
-        cuts, full = removed
+        cuts, tried = removed
         shown = f"With {_it(cuts)} removed, the analytic gradient agrees with the numeric one."
-        return _finding(evidence, wrong, cuts, shown, full)
+        return Blamed(cuts, shown, tried.gradients)
     every = [cut for line in lines for cut in line]
     held = evidence.holding(every)
-    if held is None or not _agree(held, wrong):
+    if held is None or not agree(held, wrong):
         return None
-    alone = [line for line in lines[:_MOST_LINES] if (m := evidence.holding(line)) is not None and _agree(m, wrong)]
+    alone = [line for line in lines[:_MOST_HELD] if (m := evidence.holding(line)) is not None and agree(m, wrong)]
     cuts = alone[0] if alone else every
     shown = (
         f"With the values that {_it(cuts)} cut{'s' if len(cuts) == 1 else ''} off held at the base point, analytic "
         f"and numeric agree: an error above {number(held.resolution)} would have been seen."
     )
-    return _finding(evidence, wrong, cuts, shown, None)
+    return Blamed(cuts, shown, None)
 
 
 def _by_line(cuts: Sequence[Cut]) -> list[list[Cut]]:
@@ -58,42 +77,8 @@ def _by_line(cuts: Sequence[Cut]) -> list[list[Cut]]:
     return list(lines.values())
 
 
-def _removed(
-    evidence: Evidence, wrong: Sequence[str], lines: Sequence[list[Cut]]
-) -> tuple[list[Cut], Gradients] | None:
-    """The fewest cuts, found greedily, whose removal explains all that is wrong; and the gradient without them."""
-    chosen: list[Cut] = []
-    left = list(lines)
-    gap = _gap(wrong, evidence.total)
-    while left and len({(c.path, c.line) for c in chosen}) < _MOST_SHARED:
-        tried = [(line, found) for line in left if (found := evidence.without([*chosen, *line])) is not None]
-        for line, (gradients, measured) in tried:
-            if _agree(measured, wrong):
-                return [*chosen, *line], gradients
-        gaps = [_gap(wrong, measured) for _, (_, measured) in tried]
-        if not gaps or min(gaps) > (1 - _PART) * gap:
-            return None
-        best, gap = tried[int(np.argmin(gaps))][0], min(gaps)
-        chosen += best
-        left = [line for line in left if line is not best]
-    return None
-
-
-def _agree(measured: Measurement, names: Sequence[str]) -> bool:
-    return all(measured.verdicts[name] is Verdict.AGREE for name in names)
-
-
-def _gap(names: Sequence[str], measured: Measurement | None) -> float:
-    """Root mean square of analytic minus numeric over the directions and entries of some tensors."""
-    looks = [] if measured is None else [c for n in names for e in (False, True) for c in measured.of(n, entries=e)]
-    squares = [(c.analytic - c.numeric) ** 2 for c in looks if np.isfinite(c.numeric) and np.isfinite(c.analytic)]
-    return float(np.sqrt(np.mean(squares))) if squares else float("inf")
-
-
-def _finding(
-    evidence: Evidence, wrong: Sequence[str], cuts: Sequence[Cut], shown: str, full: Gradients | None
-) -> Finding:
-    times = [f"{cut} ({'once' if cut.executions == 1 else f'{cut.executions:,} times'})" for cut in cuts]
+def _finding(evidence: Evidence, wrong: Sequence[str], blamed: Blamed) -> Finding:
+    cuts, shown, full = blamed
     names = ", ".join(wrong)
     numbers = {"executions": float(sum(cut.executions for cut in cuts))}
     share = ""
@@ -107,12 +92,17 @@ def _finding(
         code="GA101",
         title=f"cut at {', '.join(dict.fromkeys(cut.place for cut in cuts))}",
         confidence="proven",
-        sentence=f"{start}{', '.join(times)}. That changes the gradient of {names}{share}.",
+        sentence=f"{start}{', '.join(map(times, cuts))}. That changes the gradient of {names}{share}.",
         evidence=shown,
         remedy=_MEANT if _accepted(evidence, cuts) else _remedy(cuts),
         parameters=tuple(wrong),
         numbers=numbers,
     )
+
+
+def times(cut: Cut) -> str:
+    """A cut, and how often it ran."""
+    return f"{cut} ({'once' if cut.executions == 1 else f'{cut.executions:,} times'})"
 
 
 def _accepted(evidence: Evidence, cuts: Sequence[Cut]) -> bool:

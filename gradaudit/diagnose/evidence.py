@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 
-from gradaudit.arrays import Gradients, as_scalar, eps
+from gradaudit.arrays import Array, Gradients, as_scalar, eps
 from gradaudit.compare import Comparison, Verdict
-from gradaudit.measure.baseline import Baseline, gradient_of
+from gradaudit.direction import Point, displace, random_direction
+from gradaudit.measure.baseline import Baseline, gradient_at, gradient_of
 from gradaudit.measure.beside import AtKink
 from gradaudit.measure.judgement import Measurement, judge
 from gradaudit.measure.localise import Located
-from gradaudit.measure.measurement import locate, measure
+from gradaudit.measure.measurement import further, locate, measure
+from gradaudit.measure.plan import Probe, scales
 from gradaudit.measure.sources import choose
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
-from gradaudit.protocols import Model, SupportsCuts, SupportsSizes, SupportsTruncation
+from gradaudit.protocols import (
+    Model,
+    SupportsCuts,
+    SupportsOrigin,
+    SupportsRules,
+    SupportsSizes,
+    SupportsTruncation,
+)
 from gradaudit.recurrent import Truncation, none
-from gradaudit.sites import Cut
+from gradaudit.sites import CustomRule, Cut, Origin
 
-__all__ = ["Evidence", "least_squares_ratio"]
+__all__ = ["Evidence", "Tried", "least_squares_ratio"]
 
 #: A loss with held values is the same at the base point, up to so many eps.
 _SAME = 64.0
+#: Other directions than those of the audit; and how far another point is away.
+_OTHER, _AWAY = 7_919, 0.1
+
+
+class Tried(NamedTuple):
+    """A gradient that an experiment made, and what the numbers say of it."""
+
+    gradients: Gradients
+    measured: Measurement
 
 
 @final
@@ -79,33 +97,65 @@ class Evidence:
     @property
     def lifted(self) -> Measurement | None:
         """That gradient against the numbers already there."""
-        if self.total is None or self.lifted_gradients is None:
-            return None
-        return judge(self.total.lines, self.lifted_gradients, self.total.source, self.options, own=False)
+        return None if self.lifted_gradients is None else self.judged(self.lifted_gradients)
 
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
-        """Where the user's own code cuts the gradient; empty where the model cannot say."""
+        """Where the gradient is cut, the user's own lines before those of libraries; empty where nobody can say."""
         if not isinstance(self.model, SupportsCuts):
             return ()
         try:
-            return tuple(cut for cut in self.model.cuts() if not cut.library)
+            return tuple(sorted(self.model.cuts(), key=lambda cut: cut.library))
         except Exception:  # noqa: BLE001  # a listing that fails lists nothing; the verdict stands without it
             return ()
 
-    def without(self, cuts: Sequence[Cut]) -> tuple[Gradients, Measurement] | None:
-        """The experiment: the analytic gradient with these cuts removed, against the numbers already there."""
-        if self.total is None or not isinstance(self.model, SupportsCuts):
+    @cached_property
+    def rules(self) -> tuple[CustomRule, ...]:
+        """The derivatives written by hand, the user's own before those of libraries; empty where nobody can say."""
+        if not isinstance(self.model, SupportsRules):
+            return ()
+        try:
+            return tuple(sorted(self.model.rules(), key=lambda rule: rule.library))
+        except Exception:  # noqa: BLE001  # as in `cuts`
+            return ()
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        """Where the gradient stops being finite; None where the model cannot say."""
+        if not isinstance(self.model, SupportsOrigin):
             return None
         try:
-            model = self.model.without(cuts)
+            return self.model.origin()
+        except Exception:  # noqa: BLE001  # as in `cuts`
+            return None
+
+    def without(self, cuts: Sequence[Cut]) -> Tried | None:
+        """The experiment: the analytic gradient with these cuts removed, against the numbers already there."""
+        model = self.model
+        return self._tried(lambda: model.without(cuts) if isinstance(model, SupportsCuts) else None)
+
+    def replacing(self, rules: Sequence[CustomRule]) -> Tried | None:
+        """The experiment: these rules replaced by the derivatives of their primals."""
+        model = self.model
+        return self._tried(lambda: model.replacing(rules) if isinstance(model, SupportsRules) else None)
+
+    def judged(self, gradients: Gradients) -> Measurement | None:
+        """Another gradient against the numbers already there."""
+        if self.total is None:
+            return None
+        chosen = {name: gradients[name] for name in self.baseline.gradients}
+        return judge(self.total.lines, chosen, self.total.source, self.options, own=False)
+
+    def _tried(self, change: Callable[[], Model | None]) -> Tried | None:
+        try:
+            model = None if self.total is None else change()
             if model is None:
                 return None
-            _, found = gradient_of(model, self.budget)
-        except Exception:  # noqa: BLE001  # the budget is spent, or a cut held up what cannot be differentiated
+            _, gradients = gradient_of(model, self.budget)
+        except Exception:  # noqa: BLE001  # the budget is spent, or what is left cannot be differentiated
             return None
-        gradients = {name: found[name] for name in self.baseline.gradients}
-        return gradients, judge(self.total.lines, gradients, self.total.source, self.options, own=False)
+        measured = self.judged(gradients)
+        return None if measured is None else Tried(gradients, measured)
 
     def holding(self, cuts: Sequence[Cut]) -> Measurement | None:
         """The experiment: the analytic gradient against the loss whose cut values stay what they are."""
@@ -122,6 +172,30 @@ class Evidence:
             source = choose(model, loss, self.budget, seed=self.options.seed)
             return measure(source, self.baseline.gradients, self.options, self.budget)
         except Exception:  # noqa: BLE001  # as in `without`
+            return None
+
+    def along(self, supports: Sequence[Mapping[str, float | Array]]) -> list[Comparison]:
+        """The experiment: the gradient along random directions with these supports; empty where it cannot be made."""
+        seed = self.options.seed + _OTHER
+        probes = [
+            Probe(random_direction(", ".join(s), s, seed + i), next(iter(s)) if len(s) == 1 else None)
+            for i, s in enumerate(supports)
+        ]
+        if self.total is None:
+            return []
+        try:
+            return further(self.total, self.baseline.gradients, probes, self.options, self.budget)
+        except Stop:
+            return []
+
+    def elsewhere(self) -> tuple[Gradients, Gradients] | None:
+        """The experiment: the gradient twice at other parameters, each entry moved by a tenth of its tensor's size."""
+        parameters = self.model.parameters()
+        direction = random_direction("elsewhere", scales(parameters), self.options.seed + _OTHER)
+        moved = displace(parameters, Point(direction, _AWAY))
+        try:
+            return gradient_at(self.model, moved, self.budget), gradient_at(self.model, moved, self.budget)
+        except Exception:  # noqa: BLE001  # outside the domain, or out of budget
             return None
 
     def place(self, name: str) -> Located | None:

@@ -26,12 +26,17 @@ def non_finite(evidence: Evidence) -> Finding | None:
         if line.probe.tensor in bad
     )
     seen = " The numeric derivative is finite there." if smooth else ""
+    origin = evidence.origin
+    if origin is not None:
+        already = ", whose own value is not finite there" if origin.forward else ""
+        seen += f" It stops being finite in the backward pass of {origin}{already}."
     return Finding(
         code="GA604",
-        title="gradient not finite",
-        confidence="consistent",
+        title="gradient not finite" + (f", from {origin.operation} at {origin.place}" if origin is not None else ""),
+        confidence="consistent" if origin is None else "proven",
         sentence=f"The loss is {number(float(evidence.baseline.loss))}, but the gradient has NaN or infinite entries: "
         f"{counts}.{seen}",
+        evidence="" if origin is None else "Before it every gradient of the backward pass is finite.",
         remedy="Look for a branch that is not selected (where, max) and is not finite itself, a norm or square root "
         "at 0, a log of 0: mask the argument, not the result.",
         parameters=tuple(bad),

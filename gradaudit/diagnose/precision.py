@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradaudit.arrays import Array
 from gradaudit.compare import Verdict
 from gradaudit.diagnose.evidence import Evidence
+from gradaudit.diagnose.greedy import agree
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
 #: Noise of a float64 loss beyond this is none of its own rounding.
 _COARSE_NOISE = 1e-12
 _ROUNDING = 1e-16
+_MOST_SHOWN = 3
+#: A smaller relative difference is not worth a cause.
+_ROUNDED = 1e-6
 
-__all__ = ["low_precision_inside", "unexplained", "unresolved"]
+__all__ = ["low_precision_inside", "single_only", "unexplained", "unresolved"]
 
 
 def unresolved(evidence: Evidence) -> Finding | None:
@@ -73,11 +78,55 @@ def unexplained(evidence: Evidence) -> Finding | None:
         title="unexplained",
         confidence="unexplained",
         sentence=f"The gradient of {', '.join(names) or 'the whole model'} is not the derivative, and no known pattern "
-        f"fits. The largest relative error is {number(largest.relative_error)}, along {largest.direction.label}.",
+        f"fits. The largest relative error is {number(largest.relative_error)}, along {largest.direction.label}."
+        f"{_left(evidence)}",
         remedy="Compare the entries in report[name].analytic and .numeric; audit parts of the model on their own.",
         parameters=tuple(names),
         numbers={"relative_error": largest.relative_error},
     )
+
+
+def _left(evidence: Evidence) -> str:
+    """What was seen on the way and could not be shown to be the cause."""
+    cuts = [str(cut) for cut in evidence.cuts if not cut.library]
+    seen = cuts + [str(rule) for rule in evidence.rules if not rule.library]
+    more = f" and {len(seen) - _MOST_SHOWN} more" if len(seen) > _MOST_SHOWN else ""
+    return f" Seen, and not shown to explain it: {', '.join(seen[:_MOST_SHOWN])}{more}." if seen else ""
+
+
+def single_only(evidence: Evidence) -> Finding | None:
+    """GA703: the same code in float64 has the right gradient."""
+    wrong, total = evidence.wrong(), evidence.total
+    if not wrong or total is None or total.source.reference is None:
+        return None
+    reference = total.source.reference
+    measured = evidence.judged(reference)
+    gradients = evidence.baseline.gradients
+    compared = [(name, gradients[name], reference[name]) for name in wrong]
+    off = [(name, _apart(g, h)) for name, g, h in compared if g is not None and h is not None]
+    # it must be the float32 gradient itself that differs, and not only its verdict
+    if measured is None or not agree(measured, wrong) or len(off) < len(wrong) or min(d for _, d in off) < _ROUNDED:
+        return None
+    dtype = evidence.baseline.loss.dtype
+    by = ", ".join(f"{name} is off by {number(d)}" for name, d in off)
+    return Finding(
+        code="GA703",
+        title=f"wrong in {dtype} only",
+        confidence="proven",
+        sentence=f"Beside the gradient of its float64 twin, that of {by}, relative; rounding of {dtype} does not "
+        "account for it.",
+        evidence="The same code in float64 has the right gradient: it agrees with the numeric one.",
+        remedy="Look for half precision or TF32 inside, a sum in a narrow dtype, a difference of large numbers, or a "
+        "branch for this dtype with another rule.",
+        parameters=tuple(wrong),
+        numbers={"relative_error": max(d for _, d in off)},
+    )
+
+
+def _apart(one: Array, other: Array) -> float:
+    size = float(np.linalg.norm(np.asarray(other, np.float64)))
+    difference = float(np.linalg.norm(np.asarray(one, np.float64) - np.asarray(other, np.float64)))
+    return difference / size if size > 0 else float("inf")
 
 
 def low_precision_inside(evidence: Evidence) -> Finding | None:

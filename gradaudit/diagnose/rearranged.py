@@ -12,7 +12,7 @@ from gradaudit.compare import Comparison
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.report import Finding
 
-__all__ = ["permuted", "shifted", "swapped", "transposed"]
+__all__ = ["permuted", "shifted", "summed", "swapped", "transposed"]
 
 #: One number fits by chance; two along different directions do not. A look as coarse as this fits anything.
 _LEAST_LOOKS, _COARSE = 2, 0.02
@@ -86,6 +86,49 @@ def shifted(evidence: Evidence) -> Finding | None:
 
     remedy = "Look for an index off by one (x[t] against x[t-1]), a roll, or a loop that runs backwards."
     return _finding(evidence, "GA404", "shifted or reversed", candidates, remedy)
+
+
+def summed(evidence: Evidence) -> Finding | None:
+    """GA407: along an axis every entry is the sum, or the mean, of what the entries there should be.
+
+    Seen where a small tensor was read entry by entry, since only then the sum of its derivatives is known.
+    """
+    found = {name: text for name in evidence.wrong() if (text := _summed(evidence, name)) is not None}
+    if not found:
+        return None
+    return Finding(
+        code="GA407",
+        title="summed over an axis",
+        confidence="consistent",
+        sentence=" ".join(f"The gradient of {name} is {text} of the derivative." for name, text in found.items()),
+        evidence="Entry by entry, of the numeric derivatives.",
+        remedy="Look for a keepdims, a broadcast of (N,) against (N, 1), or a sum over one axis too many in the "
+        "backward pass.",
+        parameters=tuple(found),
+    )
+
+
+def _summed(evidence: Evidence, name: str) -> str | None:
+    g = evidence.baseline.gradients[name]
+    read = {c.direction.entry: c for c in evidence.lines([name]) if c.direction.entry is not None}
+    if g is None or g.size < _LEAST_LOOKS or len(read) < g.size:
+        return None
+    looks = [read[index] for index in np.ndindex(g.shape)]
+    numeric, bound = (
+        np.array([value / c.direction.length for value, c in pairs]).reshape(g.shape)
+        for pairs in ([(c.numeric, c) for c in looks], [(c.bound, c) for c in looks])
+    )
+    for axis, n in enumerate(g.shape):
+        for what, share in (("the sum", 1.0), ("the mean", 1.0 / n)):
+            expected = share * numeric.sum(axis=axis, keepdims=True)
+            allowed = share * bound.sum(axis=axis, keepdims=True) + _TOLERANCE * np.abs(expected)
+            if (
+                n > 1
+                and np.all(np.abs(g - expected) <= allowed)
+                and np.all(allowed <= _COARSE * np.linalg.norm(numeric))
+            ):
+                return f"{what} over axis {axis}" if g.ndim > 1 else f"{what}"
+    return None
 
 
 def _finding(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gradaudit.arrays import global_norm
 from gradaudit.compare import Verdict
+from gradaudit.diagnose.cut import blame, times
 from gradaudit.diagnose.evidence import Evidence
+from gradaudit.measure.plan import scales
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
-__all__ = ["not_as_declared", "truncated_as_declared"]
+__all__ = ["not_as_declared", "truncated", "truncated_as_declared"]
 
+#: With fewer steps a zero beside a number is no cliff.
+_LEAST_STEPS = 3
 _ACCEPTED = "You accepted this truncation; the verdict is that of the gradient given its cuts."
 
 
@@ -71,6 +77,57 @@ def not_as_declared(evidence: Evidence) -> Finding | None:
         remedy="Correct the declaration, or look for an error in the backward pass itself.",
         parameters=tuple(wrong),
     )
+
+
+def truncated(evidence: Evidence) -> Finding | None:
+    """GA104: the gradient by time is exactly zero for all steps but the last k, and right in those.
+
+    Seen where a tensor with an axis of time, for example the inputs, is audited as a parameter. Truncation of the
+    last k steps (Theano's ``truncate_gradient``) makes a cliff; a gradient that vanishes makes a slope.
+    """
+    wrong = evidence.wrong()
+    cliffs = {name: cliff for name in wrong if (cliff := _cliff(evidence, name)) is not None}
+    if not cliffs or len(set(cliffs.values())) > 1:
+        return None
+    k, n_steps = next(iter(cliffs.values()))
+    blamed = blame(evidence, wrong)
+    at = "" if blamed is None else f", cut at {', '.join(dict.fromkeys(cut.place for cut in blamed.cuts))}"
+    lines = "" if blamed is None else f" The backward pass is cut by {', '.join(map(times, blamed.cuts))}."
+    last, of_k = ("in the last one", "step") if k == 1 else (f"in the last {k:,}", f"{k:,} steps")
+    return Finding(
+        code="GA104",
+        title=f"truncated in time, tail, k = {k}{at}",
+        confidence="consistent" if blamed is None else "proven",
+        sentence=f"The gradient of {', '.join(cliffs)} is exactly zero in the first {n_steps - k:,} of {n_steps:,} "
+        f"steps, where the loss does depend on it, and right {last}: the backward pass covers the last {of_k} "
+        f"only.{lines}",
+        evidence="A cliff, not the slope of a gradient that vanishes." if blamed is None else blamed.shown,
+        remedy="If this is meant, remember that losses at earlier steps contribute nothing (if only the last step has "
+        "a loss, it is any truncation after k steps). If not: let the backward pass cover all steps, or cut the state "
+        "only, every k steps (chunks(k)).",
+        parameters=tuple(wrong),
+        numbers={"k": float(k), "steps": float(n_steps)},
+    )
+
+
+def _cliff(evidence: Evidence, name: str) -> tuple[int, int] | None:
+    """How many last steps of how many have a gradient, along the first axis where that is so and is right."""
+    gradient = evidence.baseline.gradients[name]
+    if gradient is None or not np.isfinite(gradient).all():
+        return None
+    steps = evidence.sizes.get("steps")
+    for axis, n in enumerate(gradient.shape):
+        alive = np.any(gradient != 0, axis=tuple(i for i in range(gradient.ndim) if i != axis))
+        first = int(np.argmax(alive))
+        if n < _LEAST_STEPS or not first > 0 or not alive[first:].all() or (steps is not None and n != steps):
+            continue
+        shape = [n if i == axis else 1 for i in range(gradient.ndim)]
+        late = (np.arange(n) >= first).astype(float).reshape(shape)
+        size = scales({name: evidence.model.parameters()[name]})[name]
+        looks = evidence.along([{name: size * (1 - late)}, {name: size * late}])
+        if len(looks) == 2 and looks[0].verdict is Verdict.DISAGREE and looks[1].verdict is Verdict.AGREE:
+            return n - first, n
+    return None
 
 
 def _percent(share: float) -> str:

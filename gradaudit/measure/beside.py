@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import final
 
-from gradaudit.arrays import Gradients, NamedArrays, Scalar, eps, frozen_copy
+from gradaudit.arrays import NamedArrays, eps, frozen_copy
 from gradaudit.compare import Verdict, worst
 from gradaudit.direction import Point, displace, random_direction
 from gradaudit.errors import NonFiniteLossError
 from gradaudit.measure import plan
+from gradaudit.measure.around import Around
 from gradaudit.measure.baseline import Baseline, baseline
 from gradaudit.measure.judgement import Measurement
 from gradaudit.measure.measurement import measure
 from gradaudit.measure.sources import choose
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
-from gradaudit.protocols import Model, SupportsSizes, SupportsTwin
+from gradaudit.protocols import Model
+from gradaudit.sites import Cut
 
 __all__ = ["AtKink", "Beside", "judged_beside"]
 
@@ -36,8 +38,8 @@ class AtKink:
 
 
 @final
-class Beside:
-    """A model whose base point is another one; its losses come one by one.
+class Beside(Around):
+    """A model whose base point is another one.
 
     Args:
         model: the model.
@@ -45,30 +47,19 @@ class Beside:
     """
 
     def __init__(self, model: Model, parameters: NamedArrays) -> None:
-        self._model = model
+        super().__init__(model)
         self._parameters = frozen_copy(parameters)
+
+    def _around(self, model: Model) -> Model:
+        dtypes = {name: p.dtype for name, p in model.parameters().items()}
+        return Beside(model, {name: p.astype(dtypes[name]) for name, p in self._parameters.items()})
 
     def parameters(self) -> NamedArrays:
         """The point beside."""
         return self._parameters
 
-    def loss(self, parameters: NamedArrays) -> Scalar:
-        """The model's loss."""
-        return self._model.loss(parameters)
-
-    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
-        """The model's loss and gradient."""
-        return self._model.value_and_grad(parameters)
-
-    def twin(self) -> Model | None:
-        """The model's float64 twin at the same point."""
-        twin = self._model.twin() if isinstance(self._model, SupportsTwin) else None
-        dtypes = {} if twin is None else {name: p.dtype for name, p in twin.parameters().items()}
-        return twin and Beside(twin, {name: p.astype(dtypes[name]) for name, p in self._parameters.items()})
-
-    def sizes(self) -> Mapping[str, int]:
-        """The model's own sizes."""
-        return self._model.sizes() if isinstance(self._model, SupportsSizes) else {}
+    def holding(self, cuts: Collection[Cut]) -> None:
+        """Nothing: values would be held that belong to the other point."""
 
 
 def judged_beside(

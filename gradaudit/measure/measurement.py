@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients
-from gradaudit.compare import Verdict, detectable
+from gradaudit.compare import Comparison, Verdict, detectable
 from gradaudit.direction import Direction
 from gradaudit.measure import plan
 from gradaudit.measure.judgement import Line, Measurement, judge, precision_of
@@ -22,7 +22,7 @@ from gradaudit.numeric.sampler import Sampler
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsComplexStep
 
-__all__ = ["locate", "measure"]
+__all__ = ["further", "locate", "measure"]
 
 #: Where the wrong entries are is worth this many directions, eight evaluations each.
 _MOST_DIRECTIONS = 200
@@ -87,6 +87,23 @@ def locate(
 
     scale = plan.scales({name: sampler.parameters[name]})[name]
     return localise(gaps, name, gradient.shape, scale, seed=options.seed, most=_MOST_DIRECTIONS)
+
+
+def further(
+    measured: Measurement, gradients: Gradients, probes: Sequence[Probe], options: AuditOptions, budget: Budget
+) -> list[Comparison]:
+    """The gradient along more directions, with follow-ups; empty without a good step.
+
+    Raises:
+        Stop: the budget is spent.
+    """
+    known = _known(measured.lines[0].estimate) if measured.lines else None
+    if known is None:
+        return []
+    sampler = _sampler(measured.source, dict.fromkeys(measured.source.model.parameters()), options, budget)
+    found = follow_up(sampler, [p.direction for p in probes], known, "diagnosing")
+    lines = [Line(probe, e, full=False) for probe, e in zip(probes, found, strict=True)]
+    return list(judge([measured.lines[0], *lines], gradients, measured.source, options).comparisons[1:])
 
 
 def _sampler(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Sampler:

@@ -64,7 +64,7 @@ def along_signs(lengths: dict[str, float | Array], gradients: Gradients, seed: i
     if not signs:
         return None
     lengths = {name: lengths[name] for name in signs}
-    return Probe(Direction(label="along the gradient", scales=lengths, seed=seed, signs=signs), None)
+    return Probe(Direction(label="the gradient", scales=lengths, seed=seed, signs=signs), None)
 
 
 def second_stage(lengths: dict[str, float | Array], gradients: Gradients, seed: int, *, double: bool) -> list[Probe]:

@@ -216,25 +216,9 @@ class Program:
         options = {} if self.pure else dict(own.impure)
         if backend.name != "numpy":
             return backend.function_model(lambda p: self.loss(own, p), self.parameters, **options)
-        return _WithTwin(self, backend)
-
-
-class _WithTwin:
-    """A NumPy model that can be computed in float64 as well; a `NumpyModel` alone has no twin."""
-
-    def __init__(self, program, backend, parameters=None):
-        self._program, self._backend = program, backend
-        own = words("numpy")
-        start = program.parameters if parameters is None else parameters
-        model = backend.function_model(lambda p: program.loss(own, p), start, gradient=program.gradient)
-        self.parameters, self.loss, self.value_and_grad = model.parameters, model.loss, model.value_and_grad
-        self.along, self.point_bytes = model.along, model.point_bytes
-
-    def twin(self):
-        parameters = self.parameters()
-        if all(p.dtype == np.float64 for p in parameters.values()):
-            return None
-        return _WithTwin(self._program, self._backend, {n: p.astype(np.float64) for n, p in parameters.items()})
+        return backend.function_model(
+            lambda p: self.loss(own, p), self.parameters, gradient=self.gradient, any_dtype=True
+        )
 
 
 class WithoutTwin:

@@ -107,8 +107,17 @@ def test_a_cut_is_not_blamed_for_another_fault(removable):
     assert finding(Product([cut(9, removable=removable)], fault=lambda g: 0.5 * g)).code == "GA301"
 
 
-def test_cuts_in_libraries_are_none_of_the_users():
-    assert finding(Product([cut(2, library=True)])).code != "GA101"
+def test_the_users_own_cuts_come_before_those_of_libraries():
+    found = finding(Product([cut(2, library=True)]))
+    assert (found.code, found.title) == ("GA101", "cut at model.py:2")
+    both = Product([cut(9, library=True), cut(2)])
+    assert finding(both).title == "cut at model.py:2"
+
+
+def test_what_was_seen_and_explains_nothing_is_said():
+    found = finding(Product([cut(9), cut(8, library=True)], fault=lambda g: g * np.linspace(0.5, 2, 30)))
+    assert found.code == "GA901"
+    assert "Seen, and not shown to explain it: detach at model.py:9 in forward." in found.sentence
 
 
 def test_a_right_gradient_lists_nothing():

@@ -78,6 +78,59 @@ def accumulating():
     return of(lambda p: (p["x"] ** 2).sum(), gradient, x=[0.3, 0.7])
 
 
+def lagging():
+    """Each call returns what the call before computed."""
+    last = np.ones(2)
+
+    def gradient(p):
+        nonlocal last
+        now, last = last, 2 * p["x"]
+        return {"x": now}
+
+    return of(lambda p: (p["x"] ** 2).sum(), gradient, x=[0.3, 0.7])
+
+
+def leftover():
+    """Each call adds to what another loss left there."""
+    total = np.array([5.0, -3.0])
+
+    def gradient(p):
+        nonlocal total
+        total = total + 2 * p["x"]
+        return {"x": total}
+
+    return of(lambda p: (p["x"] ** 2).sum(), gradient, x=[0.3, 0.7])
+
+
+def old_parameters():
+    old = np.array([0.5, -0.2, 1.0])
+    return of(lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.cos(old)}, x=[0.3, 0.7, -1.1])
+
+
+def sequence(change, steps=12):
+    """A recurrent net whose inputs (T, N) are parameters too; ``change`` changes the gradient of the inputs."""
+    c = np.random.default_rng(8).standard_normal((steps, 2))
+
+    def value_and_grad(p):
+        h, states = np.zeros(2), []
+        for x in p["x"]:
+            h = np.tanh(0.8 * h + x)
+            states.append(h)
+        back, g = np.zeros(2), np.zeros_like(p["x"])
+        for t in reversed(range(steps)):
+            back = (back + c[t]) * (1 - states[t] ** 2)
+            g[t] = back
+            back = 0.8 * back
+        return (c * states).sum(), {"x": change(g)}
+
+    x = {"x": np.random.default_rng(9).standard_normal((steps, 2))}
+    return NumpyModel(lambda p: value_and_grad(p)[0], x, value_and_grad=value_and_grad)
+
+
+def last_steps(k, n=12):
+    return lambda g: g * (np.arange(n) >= n - k)[:, None]
+
+
 def where_trap():
     """sqrt at 0 in the branch that is not selected: the loss is smooth, back-propagation is 0 * inf."""
     x = np.array([0.0, 2.0])
@@ -127,9 +180,32 @@ def large(change):
     return of(lambda p: (c * np.sin(p["x"])).sum(), gradient, x=x)
 
 
+def narrow(dtype, x=None):
+    """A float32 net whose weight gradient is summed in another dtype; its float64 twin sums in float64."""
+    x = np.random.default_rng(3).standard_normal((300, 5)).astype("float32") if x is None else x
+
+    def gradient(p):
+        rows = x * np.cos(x @ p["w"])[:, None]
+        if p["w"].dtype == np.float64:
+            return {"w": rows.sum(0)}
+        total = np.zeros(5, dtype)
+        for row in rows.astype(dtype):
+            total = total + row
+        return {"w": total.astype("float32")}
+
+    w = {"w": np.float32([0.3, -0.7, 0.2, 0.9, -0.4])}
+    return NumpyModel(lambda p: np.sin(x @ p["w"]).sum(), w, gradient=gradient, any_dtype=True)
+
+
 def square(change):
     """A 12 x 12 tensor; ``change`` makes another gradient of the right one."""
     c, x = np.random.default_rng(6).standard_normal((2, 12, 12))
+    return of(lambda p: (c * np.sin(p["x"])).sum(), lambda p: {"x": change(c * np.cos(p["x"])).copy()}, x=x)
+
+
+def small(change):
+    """A 4 x 3 tensor, read entry by entry."""
+    c, x = np.random.default_rng(11).standard_normal((2, 4, 3))
     return of(lambda p: (c * np.sin(p["x"])).sum(), lambda p: {"x": change(c * np.cos(p["x"])).copy()}, x=x)
 
 
@@ -167,6 +243,11 @@ FIRES = {
     "GA701": unresolved(),
     "GA801": randomised(loss_random=True, gradient_random=False),
     "GA802": randomised(loss_random=False, gradient_random=True),
+    "GA407": small(lambda g: np.broadcast_to(g.sum(1, keepdims=True), g.shape)),
+    "GA703": narrow("float16"),
+    "GA803": lagging(),
+    "GA804": old_parameters(),
+    "GA104": sequence(last_steps(3)),
     "GA304": mlp(lambda g: times(1 / np.sqrt(sum((a**2).sum() for a in g.values())))(g)),
     "GA305": mlp(lambda g: {name: np.clip(a, -0.05, 0.05) for name, a in g.items()}),
     "GA401": square(lambda g: g.T),
@@ -212,6 +293,15 @@ SILENT = {
     "a comparison": of(lambda p: float((p["x"] > 0).sum()), lambda p: {"x": np.zeros(2)}, x=[0.3, -0.7]),
     "a kink far away": relu_net(),
     "offset": of(lambda p: 1e5 + np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"])}, x=[0.3, 0.7]),
+    "summed in its own dtype": narrow("float32"),
+    "all entries alike": of(lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"])}, x=np.full((4, 3), 0.3)),
+    "a gradient in time": sequence(lambda g: g),
+    "a gradient that vanishes in time": of(
+        lambda p: np.sin(1e-3 ** np.arange(12.0) * p["x"]).sum(),
+        lambda p: {"x": 1e-3 ** np.arange(12.0) * np.cos(1e-3 ** np.arange(12.0) * p["x"])},
+        x=np.linspace(0.3, 2, 12),
+    ),
+    "a linear loss": of(lambda p: (np.arange(3) * p["x"]).sum(), lambda p: {"x": np.arange(3.0)}, x=[0.3, 0.7, 2.0]),
     "float32 net": mlp(dtype="float32", seed=3),
 }
 
@@ -300,6 +390,84 @@ def test_accumulation_is_recognised():
     assert finding.code == "GA802"
     assert "The second is twice the first" in finding.sentence
     assert "zero_grad" in finding.remedy
+
+
+def test_what_earlier_calls_left_is_recognised():
+    (finding,) = gradaudit.audit(leftover()).findings
+    assert (finding.code, finding.confidence) == ("GA802", "proven")
+    assert "each call adds to what earlier calls left" in finding.sentence
+
+
+@pytest.mark.parametrize("k", [1, 3, 11])
+def test_the_steps_that_are_covered_are_counted(k):
+    (finding,) = gradaudit.audit(sequence(last_steps(k))).findings
+    assert (finding.code, finding.confidence) == ("GA104", "consistent")
+    assert finding.title == f"truncated in time, tail, k = {k}"
+    assert f"zero in the first {12 - k} of 12 steps" in finding.sentence
+    assert finding.numbers == {"k": k, "steps": 12}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: last_steps(3)(1.01 * g),
+        lambda g: g * (np.arange(12) != 4)[:, None],
+        lambda g: g * (np.arange(12) < 9)[:, None],
+        lambda g: 0.5 * g,
+    ],
+)
+def test_what_is_no_cliff_is_no_truncation(change):
+    assert "GA104" not in {finding.code for finding in gradaudit.audit(sequence(change)).findings}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g: np.broadcast_to(g.sum(0, keepdims=True), g.shape), "x is the sum over axis 0 of the derivative"),
+        (lambda g: np.broadcast_to(g.mean(1, keepdims=True), g.shape), "x is the mean over axis 1 of the derivative"),
+    ],
+)
+def test_the_axis_that_was_summed_over(change, words):
+    (finding,) = gradaudit.audit(small(change)).findings
+    assert finding.code == "GA407"
+    assert words in finding.sentence
+
+
+@pytest.mark.parametrize("change", [lambda g: g.sum() + 0 * g, lambda g: g[:1] + 0 * g, np.abs])
+def test_what_is_no_sum_over_one_axis(change):
+    assert "GA407" not in {finding.code for finding in gradaudit.audit(small(change)).findings}
+
+
+def clipped_while_scaled(scale, limit=1.0):
+    def fault(gradients):
+        norm = np.sqrt(sum((scale * a) ** 2 for g in gradients.values() for a in g.ravel()))
+        return {name: g * limit / norm for name, g in gradients.items()}
+
+    return mlp(fault)
+
+
+@pytest.mark.parametrize("scale", [2**10, 2**16])
+def test_clipped_before_the_loss_scale_was_divided_out(scale):
+    (finding,) = gradaudit.audit(clipped_while_scaled(scale)).findings
+    assert finding.code == "GA304"
+    assert finding.title == f"clipped by norm 1, while scaled by {scale:,}"
+    assert "before the loss scale was divided out" in finding.sentence
+
+
+def test_any_other_norm_is_just_a_factor():
+    (finding,) = gradaudit.audit(clipped_while_scaled(1000, limit=1.234)).findings
+    assert finding.code == "GA301"
+
+
+def test_a_fault_of_both_precisions_is_not_one_of_float32():
+    model = mlp(times(1.1), dtype="float32")
+    codes = [f.code for f in gradaudit.audit(recurrent()).findings + gradaudit.audit(model).findings]
+    assert "GA703" not in codes
+
+
+def test_a_factor_on_a_linear_loss_is_not_stale():
+    model = of(lambda p: (np.arange(3) * p["x"]).sum(), lambda p: {"x": 2 * np.arange(3.0)}, x=[0.3, 0.7, 2.0])
+    assert [finding.code for finding in gradaudit.audit(model).findings] == ["GA301"]
 
 
 def test_the_digits_lost_are_said():

@@ -1,13 +1,15 @@
 """The dense and the recurrent layer in JAX, pure functions of one network; vmap makes them many.
 
-Layout: time first, (T, N, H). Time is walked by a scan over blocks of steps: memory does not grow with T where only
-the loss is wanted, and float32 sums over steps, forward and backward, are sums of short sums.
+Layout: time first, sequences innermost, (T, H, N): the softmax over few classes is vectorised on a CPU. Time is walked
+by a scan over blocks of steps: memory does not grow with T where only the loss is wanted, and float32 sums over steps,
+forward and backward, are sums of short sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -27,12 +29,14 @@ Reduce: TypeAlias = Callable[[jax.Array], jax.Array]
 _BLOCK = 256
 #: Arrays of the size of one block of outputs that are alive at once.
 _LIVE_BLOCKS = 4
+#: Up to so many classes h @ R is written out.
+_FEW_CLASSES = 8
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda a: a,
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
-    "softmax": jax.nn.softmax,
+    "softmax": partial(jax.nn.softmax, axis=-2),
 }
 
 
@@ -71,6 +75,7 @@ def total(losses: jax.Array) -> jax.Array:
 
 def walk(layer: Layer, weights: Weights, state: jax.Array, steps: Steps, reduce: Reduce) -> tuple[jax.Array, jax.Array]:
     """Run the steps from a state (N, H): the state after them, and what ``reduce`` keeps of each block, joined."""
+    state = state.T
 
     def block(state: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
         outputs = _outputs(layer, weights, state, steps.inputs)
@@ -87,7 +92,7 @@ def walk(layer: Layer, weights: Weights, state: jax.Array, steps: Steps, reduce:
         blocks = Steps(*(array.reshape(-1, size, *array.shape[1:]) for array in rest))
         state, losses = lax.scan(block, state, blocks)
         kept.append(losses.reshape(-1))
-    return state, jnp.concatenate(kept)
+    return state.T, jnp.concatenate(kept)
 
 
 def _block_size(n_steps: int) -> int:
@@ -102,30 +107,34 @@ def working_bytes(n_steps: int, n_sequences: int, n_classes: int, dtype: str) ->
 
 
 def _outputs(layer: Layer, weights: Weights, state: jax.Array, inputs: jax.Array) -> jax.Array:
-    """(B, N, H): activation(x @ W + b) or, recurrent, activation(x @ W + h @ R + b)."""
+    """(B, H, N): activation(x @ W + b) or, recurrent, activation(x @ W + h @ R + b), from a state (H, N)."""
     activate = _ACTIVATIONS[layer.activation]
-    sources = _product(inputs, weights["W"]) + weights["b"]
+    # accelerators would otherwise round float32 factors to fewer digits than the audit resolves
+    sources = jnp.einsum("tnd,dh->thn", inputs, weights["W"], precision=lax.Precision.HIGHEST) + weights["b"][:, None]
     if layer.feed_forward:
         return activate(sources)
 
     def step(state: jax.Array, source: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state = activate(source + _product(state, weights["R"]))
+        state = activate(source + _recurrent(weights["R"], state))
         return state, state
 
     return lax.scan(step, state, sources)[1]
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    # accelerators would otherwise round float32 factors to fewer digits than the audit resolves
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+def _recurrent(weights: jax.Array, state: jax.Array) -> jax.Array:
+    """R^T h for a state (H, N)."""
+    if weights.shape[0] > _FEW_CLASSES:
+        return jnp.matmul(weights.T, state, precision=lax.Precision.HIGHEST)
+    # small products, many side by side under vmap, are faster as sums: they become one loop with what follows
+    return (weights[:, :, None] * state[:, None, :]).sum(axis=0)
 
 
 def _losses(layer: Layer, outputs: jax.Array, steps: Steps) -> jax.Array:
-    """What each step adds to the loss, (B,), from outputs (B, N, H)."""
+    """What each step adds to the loss, (B,), from outputs (B, H, N)."""
     # a step without a loss adds exactly nothing, not even where its cross-entropy is infinite: 0 * inf is NaN
     outputs = jnp.where(steps.loss_weights[:, None, None] == 0, 1, outputs)
     # compared, not indexed: the derivative of indexing is a scatter, slow on a CPU
-    chosen = steps.labels[..., None] == jnp.arange(outputs.shape[-1], dtype=steps.labels.dtype)
-    picked = jnp.where(chosen, outputs, 0).sum(axis=-1)
-    entropies = -jnp.log(picked) if layer.activation == "softmax" else jax.nn.logsumexp(outputs, axis=-1) - picked
+    chosen = steps.labels[:, None, :] == jnp.arange(outputs.shape[1], dtype=steps.labels.dtype)[:, None]
+    picked = jnp.where(chosen, outputs, 0).sum(axis=1)
+    entropies = -jnp.log(picked) if layer.activation == "softmax" else jax.nn.logsumexp(outputs, axis=1) - picked
     return steps.loss_weights * entropies.sum(axis=-1)

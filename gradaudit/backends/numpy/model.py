@@ -34,6 +34,8 @@ class NumpyModel:
         point_bytes: working memory of one point in ``batched``; by default the size of the parameters.
         analytic: the loss is an analytic function and computes in complex arithmetic (no abs, max, comparison or
             conjugate on the way): derivatives are then taken by complex steps, after a check.
+        any_dtype: the functions compute in the dtype of the parameters that they are given: a float32 model then has a
+            float64 twin, which supplies the numbers.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class NumpyModel:
         jvp: Callable[[NamedArrays, NamedArrays], float] | None = None,
         point_bytes: int | None = None,
         analytic: bool = False,
+        any_dtype: bool = False,
     ) -> None:
         if gradient is None and value_and_grad is None:
             msg = "NumPy has no automatic differentiation"
@@ -57,6 +60,7 @@ class NumpyModel:
         self._batched = batched
         self._jvp = jvp
         self._analytic = analytic
+        self._any_dtype = any_dtype
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
         self._point_bytes = point_bytes or sum(p.nbytes for p in self._parameters.values())
 
@@ -107,6 +111,20 @@ class NumpyModel:
     def complex_loss(self, parameters: NamedArrays) -> complex | None:
         """The loss at complex parameters; None unless it was declared analytic."""
         return complex(self._loss(parameters)) if self._analytic else None
+
+    def twin(self) -> NumpyModel | None:
+        """The same functions of float64 parameters; None if they are float64 already, or it was not declared."""
+        if not self._any_dtype or all(p.dtype == np.float64 for p in self._parameters.values()):
+            return None
+        return NumpyModel(
+            self._loss,
+            {name: p.astype(np.float64) for name, p in self._parameters.items()},
+            gradient=self._gradient,
+            value_and_grad=self._value_and_grad,
+            batched=self._batched,
+            point_bytes=2 * self._point_bytes,
+            analytic=self._analytic,
+        )
 
     def preserved(self) -> AbstractContextManager[None]:
         """NumPy keeps no state but its random generator, which the auditor preserves for everybody."""
