@@ -691,6 +691,19 @@ def test_two_audits_at_once(torch):
     assert all(x is y for x, y in zip(before.values(), raw(layer).values(), strict=True))
 
 
+@pytest.mark.parametrize("written", [0, 2, 5])
+def test_one_wrong_class_of_those_that_one_line_has_written(torch, written):
+    layers = [tanh(1.5 if i == written else 1) for i in range(6)]
+
+    def loss(p):
+        h = p["b"]
+        for layer in layers:
+            h = layer.apply(p["W"] @ h)
+        return (h**2).sum()
+
+    assert check_wrong(model(loss), 0.5).executions == 6
+
+
 def test_first_middle_and_last_execution_are_compared(torch):
     """Wrong from the 50th time on."""
 

@@ -9,7 +9,7 @@ infinite where that derivative is zero and the rule's is not, as of a straight-t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +39,8 @@ _CONFIRMED = 1e-3
 #: Gradients that differ by so many eps of what goes through the rule do not differ.
 _ROUNDING = 64.0
 _N_DIRECTIONS = 3
+#: So many executions of a class are compared, and so many of all that one line has written.
+_KEPT, _MOST_KEPT = 5, 30
 #: Errors above so many eps may be those of a kink; then the rule is compared so far away, relative to an input's size.
 _OPEN, _BESIDE = 1e3, 1e-2
 
@@ -111,7 +113,7 @@ class _Watching(Handler):
     """Counts the executions whose backward runs, and keeps some of them."""
 
     def __init__(self, kept: Collection[int] = ()) -> None:
-        self.live: dict[CustomRule, set[int]] = {}
+        self.live: dict[CustomRule, dict[int, Rule]] = {}
         self.samples: dict[int, _Sample] = {}
         self._kept = kept
         self._count = 0
@@ -138,7 +140,7 @@ class _Watching(Handler):
 
     def back(self, rule: Rule, ctx: Any, note: Any, grads: Sequence[Any]) -> Any:
         """The backward as it is."""
-        self.live.setdefault(rule.site, set()).add(note)
+        self.live.setdefault(rule.site, {})[note] = rule
         sample = self.samples.get(note)
         if sample is None or sample.grads is not None:
             return rule.differentiate(ctx, grads)
@@ -167,17 +169,17 @@ def _plain(values: Sequence[Any]) -> tuple[Any, ...]:
 def compared(gradient: Callable[[], Any]) -> tuple[CustomRule, ...]:
     """The rules that a gradient runs, in the order of their first execution, each beside its primal.
 
-    The gradient is taken twice: to count the executions, and to keep the first, the middle and the last of each rule.
+    The gradient is taken twice: to count the executions, and to keep some of each rule.
 
     Args:
         gradient: takes the same gradient each time.
     """
     with handling(counting := _Watching()):
         gradient()
-    runs = {site: sorted(ordinals) for site, ordinals in counting.live.items()}
+    runs = {site: sorted(live) for site, live in counting.live.items()}
     if not runs:
         return ()
-    kept = {site: sorted({runs[0], runs[len(runs) // 2], runs[-1]}) for site, runs in runs.items()}
+    kept = {site: _some(live) for site, live in counting.live.items()}
     with handling(keeping := _Watching(frozenset(n for ordinals in kept.values() for n in ordinals))):
         gradient()
     found = []
@@ -188,6 +190,19 @@ def compared(gradient: Callable[[], Any]) -> tuple[CustomRule, ...]:
             error, argument = max(errors, default=(math.nan, 0), key=lambda pair: pair[0])
             found.append(replace(site, executions=len(runs[site]), error=error, argument=argument))
     return tuple(found)
+
+
+def _some(live: Mapping[int, Rule]) -> list[int]:
+    """The first, the last and some between; of each class, where one line has written several."""
+    classes: dict[Rule, list[int]] = {}
+    for ordinal in sorted(live):
+        classes.setdefault(live[ordinal], []).append(ordinal)
+    return _spread(sorted(n for ordinals in classes.values() for n in _spread(ordinals, _KEPT)), _MOST_KEPT)
+
+
+def _spread(ordinals: Sequence[int], n: int) -> list[int]:
+    last = len(ordinals) - 1
+    return sorted({ordinals[last * i // (n - 1)] for i in range(n)})
 
 
 def _error(sample: _Sample, *, beside: bool = False) -> tuple[float, int]:
