@@ -8,6 +8,7 @@ import numpy as np
 
 from gradaudit.arrays import eps
 from gradaudit.diagnose.evidence import Evidence, Tried
+from gradaudit.diagnose.factor import common_factor, named
 from gradaudit.diagnose.greedy import fewest
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
@@ -32,18 +33,24 @@ def wrong_rule(evidence: Evidence) -> Finding | None:
     unknown = [rule for rule in rules if np.isnan(rule.error)]
     found = fewest(evidence, wrong, [[rule] for rule in (*off, *unknown)], evidence.replacing)
     if found is not None:
-        return _finding(wrong, *found)
+        blamed, tried = found
+        evidence.place_by(wrong, tried.gradients)
+        common = common_factor(evidence)
+        times = (
+            "" if common is None else f" to the derivative times {number(common[1])}{named(common[1], evidence.sizes)}"
+        )
+        return _finding(wrong, blamed, tried, times)
     return _finding(wrong, off, None) if off else None
 
 
-def _finding(wrong: Sequence[str], rules: Sequence[CustomRule], tried: Tried | None) -> Finding:
+def _finding(wrong: Sequence[str], rules: Sequence[CustomRule], tried: Tried | None, times: str = "") -> Finding:
     several = len(rules) > 1
     them, its = ("them", "their own forwards") if several else ("it", "its own forward")
     return Finding(
         code="GA501",
         title=f"wrong backward of {', '.join(f'{rule.name} at {rule.place}' for rule in rules)}",
         confidence="consistent" if tried is None else "proven",
-        sentence=f"{' '.join(map(_off, rules))} That changes the gradient of {', '.join(wrong)}.",
+        sentence=f"{' '.join(map(_off, rules))} That changes the gradient of {', '.join(wrong)}{times}.",
         evidence=f"With {them} replaced by the derivative of {its}, the analytic gradient agrees with the numeric one."
         if tried is not None
         else f"Compared with the derivative of {its} on the inputs that it saw. That alone does not explain the gap.",

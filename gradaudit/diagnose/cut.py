@@ -55,6 +55,7 @@ def _among(evidence: Evidence, wrong: Sequence[str], listed: Sequence[Cut]) -> B
     removed = fewest(evidence, wrong, lines, evidence.without)
     if removed is not None:
         cuts, tried = removed
+        evidence.place_by(wrong, tried.gradients)
         shown = f"With {_it(cuts)} removed, the analytic gradient agrees with the numeric one."
         return Blamed(cuts, shown, tried.gradients)
     every = [cut for line in lines for cut in line]

@@ -38,6 +38,8 @@ __all__ = ["Evidence", "Tried", "least_squares_ratio"]
 _SAME = 64.0
 #: Other directions than those of the audit; and how far another point is away.
 _OTHER, _AWAY = 7_919, 0.1
+#: A share of entries up to which they are named, and so many of them.
+_FEW, _NAMED = 0.05, 8
 
 
 class Tried(NamedTuple):
@@ -208,6 +210,15 @@ class Evidence:
                 self.places[name] = None
         return self.places.get(name)
 
+    def place_by(self, names: Sequence[str], right: Gradients) -> None:
+        """Where these tensors are wrong, from a gradient that an experiment has shown to be right."""
+        for name in names:
+            g, other = self.baseline.gradients[name], right[name]
+            if g is not None and other is not None and name not in self.places:
+                self.places[name] = _by_difference(
+                    np.asarray(g, np.float64) - np.asarray(other, np.float64), eps(g.dtype)
+                )
+
     def _located(self, name: str) -> Located | None:
         assert self.total is not None  # see place
         return locate(self.total, self.baseline.gradients, name, self.options, self.budget)
@@ -224,6 +235,25 @@ class Evidence:
         if self.total is None:
             return []
         return [c for name in names for entries in (False, True) for c in self.total.of(name, entries=entries)]
+
+
+def _by_difference(error: Array, unit: float) -> Located | None:
+    """The entries of an error, the worst first; None where they are no few."""
+    wrong = np.abs(error) > np.sqrt(unit) * np.abs(error).max(initial=0.0)
+    n_wrong = int(wrong.sum())
+    if not 0 < n_wrong <= _FEW * error.size:
+        return None
+    order = np.argsort(-np.abs(error), axis=None)[: min(n_wrong, _NAMED)]
+    entries = tuple(tuple(map(int, index)) for index in np.transpose(np.unravel_index(order, error.shape)))
+    more = f" and {n_wrong - len(entries)} more" if n_wrong > len(entries) else ""
+    return Located(
+        kind="entries",
+        where=", ".join(map(str, entries)) + more,
+        entries=entries,
+        errors=tuple(float(error[index]) for index in entries),
+        directions=0,
+        complete=True,
+    )
 
 
 def _by_entries(read: list[Comparison]) -> Located:

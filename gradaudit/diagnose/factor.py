@@ -10,7 +10,7 @@ from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
-__all__ = ["clipped_by_norm", "clipped_by_value", "constant_ratio", "sign"]
+__all__ = ["clipped_by_norm", "clipped_by_value", "common_factor", "constant_ratio", "named", "sign"]
 
 #: A factor is named by a size when it equals it this closely.
 _NAMED = 2e-3
@@ -27,7 +27,7 @@ _LOSS_SCALES = tuple(2**k for k in range(7, 25))
 
 def sign(evidence: Evidence) -> Finding | None:
     """GA303: analytic = -numeric."""
-    found = _factor(evidence)
+    found = common_factor(evidence)
     if found is None or abs(found[1] + 1) > _NAMED:
         return None
     names, _ = found
@@ -45,16 +45,16 @@ def sign(evidence: Evidence) -> Finding | None:
 
 def constant_ratio(evidence: Evidence) -> Finding | None:
     """GA301: analytic = c * numeric with one c for all wrong tensors."""
-    found = _factor(evidence)
+    found = common_factor(evidence)
     if found is None or abs(found[1] + 1) <= _NAMED:
         return None
     names, factor = found
-    named = _name(factor, evidence.sizes)
+    by_size = named(factor, evidence.sizes)
     return Finding(
         code="GA301",
         title=f"constant factor {number(factor)}",
         confidence="consistent",
-        sentence=f"The gradient of {', '.join(names)} is the derivative times {number(factor)}{named}, in every "
+        sentence=f"The gradient of {', '.join(names)} is the derivative times {number(factor)}{by_size}, in every "
         f"direction measured.",
         remedy="Look for a mean taken twice or a sum for a mean, a loss scale not divided out, a learning rate or "
         "weight inside the backward pass.",
@@ -65,7 +65,7 @@ def constant_ratio(evidence: Evidence) -> Finding | None:
 
 def clipped_by_norm(evidence: Evidence) -> Finding | None:
     """GA304: one factor below 1 for all tensors, and what is left has a round norm."""
-    common = _factor(evidence)
+    common = common_factor(evidence)
     if common is None or not 0 < common[1] < 1:
         return None
     names, factor = common
@@ -135,7 +135,7 @@ def _round(size: float) -> float | None:
     return next((float(r * power) for r in _ROUND if abs(size / (r * power) - 1) <= _MET), None)
 
 
-def _factor(evidence: Evidence) -> tuple[list[str], float] | None:
+def common_factor(evidence: Evidence) -> tuple[list[str], float] | None:
     """The wrong tensors and their common factor, if there is one, neither 0 nor 1."""
     if evidence.total is None:
         return None
@@ -165,7 +165,8 @@ def _precision(evidence: Evidence) -> float:
     return max((eps(g.dtype) for g in evidence.baseline.gradients.values() if g is not None), default=0.0)
 
 
-def _name(factor: float, sizes: dict[str, int]) -> str:
+def named(factor: float, sizes: dict[str, int]) -> str:
+    """A factor by the model's own sizes, in brackets; empty where it is none of them."""
     for name, size in sizes.items():
         if size > 1 and abs(factor / size - 1) <= _NAMED:
             return f" (= {name}, {size:,})"

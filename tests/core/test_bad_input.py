@@ -9,6 +9,7 @@ import gradaudit
 from gradaudit.backends import registry
 from gradaudit.backends.numpy import NumpyModel
 from gradaudit.errors import (
+    AmbiguousBackendError,
     BackendNotInstalledError,
     BackendVersionError,
     ModelContractError,
@@ -108,9 +109,8 @@ CASES = {
     ),
     "no model": (
         lambda x: x,
-        ModelContractError,
-        "cannot audit a function: it has no parameters(), loss() and value_and_grad() (in audit())\n\nHint: wrap a "
-        "function",
+        AmbiguousBackendError,
+        "recognises it (in audit())\n\nHint: a module with loss=..., a function with its parameters as `at`",
     ),
 }
 

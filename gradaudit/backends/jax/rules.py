@@ -43,7 +43,7 @@ _Slope: TypeAlias = Callable[[int, Any, list[Any]], Any]
 _KINDS = {"custom_vjp_call": "custom_vjp", "custom_jvp_call": "custom_jvp"}
 #: Where JAX makes rules of what it is given: not where any rule is written.
 _MACHINERY = "custom_derivatives.py"
-_DIRECTIONS = 3
+_DIRECTIONS, _MOST_SAMPLES = 3, 16
 #: Along a line, in units of the input's size: the fifth root of the precision, for a difference of fourth order.
 _STEP_POWER = 0.2
 
@@ -195,11 +195,12 @@ def _outermost(variable: Any, chain: Chain) -> Any:
 
 
 def _sampled(calls: Sequence[_Call]) -> list[_Call]:
-    """Of the calls of one rule on inputs of one shape the first, the middle and the last."""
+    """Some calls of a rule on inputs of one shape: a line may make several rules, which differ."""
     alike: dict[Any, list[_Call]] = {}
     for call in calls:
         alike.setdefault((call.rule, call.shapes), []).append(call)
-    return [group[i] for group in alike.values() for i in sorted({0, len(group) // 2, len(group) - 1})]
+    spread = ((group, np.linspace(0, len(group) - 1, min(len(group), _MOST_SAMPLES))) for group in alike.values())
+    return [group[int(i)] for group, positions in spread for i in positions]
 
 
 def _times(closed: Any, calls: Sequence[_Call], leaves: Sequence[Any]) -> dict[Key, int]:
