@@ -202,7 +202,15 @@ class Rewritten:
         plain = function.python_function
         # TensorFlow's own insist on a graph: those of tf.vectorized_map and of saved models
         own = (getattr(plain, "__module__", None) or "").startswith("tensorflow.")
-        return original(function, *args, **kwargs) if own or not tf.executing_eagerly() else plain(*args, **kwargs)
+        if not own and tf.executing_eagerly():
+            return plain(*args, **kwargs)
+        tensors = tf.nest.flatten((args, kwargs))
+        cut = (
+            self._cut("stop_gradient in a graph", *tensors, removable=False) if _stops(function, args, kwargs) else None
+        )
+        if cut is not None:
+            self._count(cut)
+        return original(function, *args, **kwargs)
 
     def stop_gradient(self, original: Callable[..., Any], input: Any, name: str | None = None) -> Any:  # noqa: A002
         """Of the operation; `state.redirected` lets it happen on a running tape."""
@@ -310,3 +318,15 @@ def _overheard(rule: Any, upstream: list[Sequence[Any]]) -> Callable[..., Any]:
         return rule(*gradients, **kwargs)
 
     return overheard
+
+
+def _stops(function: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the graph of a function that only runs as one, for example of a saved model, stops a gradient."""
+    if not tf.executing_eagerly():
+        return False
+    try:
+        graph = function.get_concrete_function(*args, **kwargs).graph.as_graph_def()
+    except Exception:  # noqa: BLE001  # TensorFlow's own, which takes what no other may give
+        return False
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    return any(node.op == "StopGradient" for node in nodes)
