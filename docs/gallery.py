@@ -240,7 +240,7 @@ def main() -> int:
         seconds = time.perf_counter() - started
         said = f"{outcome.report.verdict} {outcome.code} {sorted(outcome.lines)}"
         sys.stdout.write(f"{'ok  ' if right else 'MISS'} {seconds:5.1f} s  {program.name}: {said}\n")
-        if arguments.reports or not right:
+        if arguments.reports or right == bool(program.misses):
             sys.stdout.write(f"{outcome.report}\n")
     if arguments.write:
         INDEX.write_text(page(rows), encoding="utf-8")

@@ -1,0 +1,24 @@
+"""Attention with a row that is masked altogether: softmax makes NaN of it, which is replaced by 0 afterwards.
+"""
+
+import torch
+
+from gradaudit.backends import registry
+
+torch.manual_seed(0)
+x, y = torch.randn(5, 4).double(), torch.randn(5, 4).double()
+mask = torch.ones(5, 5).tril(-1).bool()
+
+
+def loss(p):
+    scores = (x @ p["q"]) @ (x @ p["k"]).T
+    scores = scores.masked_fill(~mask, -torch.inf)
+    attention = torch.softmax(scores, dim=1)  # <- here
+    attention = torch.where(mask.any(dim=1, keepdim=True), attention, 0.0)
+    return torch.nn.functional.mse_loss(attention @ x, y)
+
+
+weights = {"q": torch.randn(4, 3, dtype=torch.float64), "k": torch.randn(4, 3, dtype=torch.float64)}
+model = registry.get("torch").function_model(loss, weights)
+EXPECTED = "GA604"
+MISSES = "no line: where a gradient stops being finite is not looked for in PyTorch yet"
