@@ -8,12 +8,12 @@ from gradaudit.backends import registry
 torch.manual_seed(0)
 x, y = torch.randn(5, 4).double(), torch.randn(5, 4).double()
 mask = torch.ones(5, 5).tril(-1).bool()
+bias = torch.zeros(5, 5).double().masked_fill(~mask, -torch.inf)
 
 
 def loss(p):
     scores = (x @ p["q"]) @ (x @ p["k"]).T
-    scores = scores.masked_fill(~mask, -torch.inf)
-    attention = torch.softmax(scores, dim=1)  # <- here
+    attention = torch.softmax(scores + bias, dim=1)  # <- here
     attention = torch.where(mask.any(dim=1, keepdim=True), attention, 0.0)
     return torch.nn.functional.mse_loss(attention @ x, y)
 

@@ -1,13 +1,12 @@
 """The covariance is whitened with NumPy, in the middle of the graph.
 """
 
+import numpy as np
 import torch
 
 from gradaudit.backends import registry
 
 torch.manual_seed(0)
-import numpy as np
-
 x = torch.randn(30, 4, dtype=torch.float64)
 
 

@@ -2,12 +2,11 @@
 """
 
 import torch
+from torch import nn
 
 from gradaudit.backends import registry
 
 torch.manual_seed(0)
-from torch import nn
-
 
 class Block(nn.Module):
     def __init__(self):
