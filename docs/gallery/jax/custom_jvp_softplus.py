@@ -28,3 +28,4 @@ def loss(p):
 
 model = registry.get("jax").function_model(loss, {"w": rng.standard_normal((4, 5)), "v": rng.standard_normal((5, 3))})
 EXPECTED = "GA501"
+MISSES = "GA901, unexplained: rules written by hand for JAX are not compared yet"

@@ -36,3 +36,4 @@ fixed_point.defvjp(forward, backward)
 loss = lambda p: ((fixed_point(p["w"]) - y) ** 2).sum()  # noqa: E731
 model = registry.get("jax").function_model(loss, {"w": rng.standard_normal((4, 4)) / 5})
 EXPECTED = "GA501"
+MISSES = "GA901, unexplained: rules written by hand for JAX are not compared yet"

@@ -24,3 +24,4 @@ def loss(p):
 
 model = registry.get("jax").function_model(loss, {"points": rng.standard_normal((5, 2))})
 EXPECTED = "GA604"
+MISSES = "no line: where a gradient stops being finite is not looked for in JAX yet"

@@ -19,3 +19,4 @@ def loss(p):
 
 model = registry.get("jax").function_model(loss, {"w": rng.standard_normal(4)})
 EXPECTED = "GA604"
+MISSES = "no line: where a gradient stops being finite is not looked for in JAX yet"
