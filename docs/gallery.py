@@ -1,14 +1,14 @@
 """Runs the gallery of wrong and right programs, and shows or writes the table of what gradaudit says of each.
 
-    python docs/gallery.py [--write] [--frameworks numpy,torch,jax,tensorflow] [NAME ...]
+    python docs/gallery.py [--write] [--reports] [--frameworks numpy,torch,jax,tensorflow] [NAME ...]
 
 The convention, for every program ``docs/gallery/FRAMEWORK/NAME.py``:
 
 - Its docstring says in one line what is wrong, or what only looks wrong; a line "Modelled on URL." names the report.
 - ``model`` is what is audited, with ``OPTIONS`` (default: none).
 - ``EXPECTED`` is the code of the finding that should come first, or "" where nothing should be found.
-- ``# <- here`` marks the line, or lines, that the finding should name. Where a gradient is written by hand, nothing that
-  runs tells its lines: there is no mark.
+- ``# <- here`` marks the line, or lines, that the finding should name. Where a gradient is written by hand, nothing
+  that runs tells its lines: there is no mark.
 - ``VERDICT`` is the right one, where it does not follow from the code.
 - ``MISSES``, if it is there, says what is reported instead, and why: code or line are not right yet.
 
@@ -37,10 +37,20 @@ TITLES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "Ten
 #: The verdict that belongs to a code; DISAGREE to all others.
 VERDICTS = {"": "AGREE", "GA601": "AGREE", "GA602": "INCONCLUSIVE", "GA701": "INCONCLUSIVE", "GA801": "INCONCLUSIVE"}
 UNEXPLAINED = "GA901"
+INTRODUCTION = """\
+Wrong programs, each under 40 lines, with what should be said of them and what gradaudit says; and correct ones that
+look wrong: they agree, or are judged given the cuts that their author means. `python docs/gallery.py --write` runs them all
+and writes this page.
+
+Expected and reported are the verdict and the code of the first finding. `line` tells whether that finding names exactly
+the lines that are marked `# <- here` in the program; where a gradient is written by hand, nothing that runs tells its
+lines, and none is asked for. [GA901](../reference/findings.md), "unexplained", never counts as right."""
 HEAD = """\
 | program | what is wrong | report | expected | reported | confidence | line |
 |---|---|---|---|---|---|---|"""
-_MARK, _SOURCE, _PLACE = "# <- here", re.compile(r"Modelled on (\S+?)\.?$", re.MULTILINE), re.compile(r"([\w.]+\.py):(\d+)")
+_MARK = "# <- here"
+_SOURCE = re.compile(r"^Modelled on (\S+?)\.?$", re.MULTILINE)
+_PLACE = re.compile(r"([\w.]+\.py):(\d+)")
 _ROW = re.compile(r"^\| \[\w+\]\((\w+/\w+)\.py\) \|.*\|$", re.MULTILINE)
 
 
@@ -203,13 +213,7 @@ def summary(rows: dict[str, str]) -> str:
 
 def page(rows: dict[str, str]) -> str:
     """The whole page from its rows."""
-    parts = [
-        "# Gallery",
-        "Wrong programs, each under 40 lines, what should be said of them and what gradaudit says; and correct ones that\n"
-        "look alike: they agree, or are judged given the cuts that their author means. This page is written by\n"
-        "`python docs/gallery.py --write`, which runs them all. `line` tells whether the finding names exactly the lines\n"
-        "marked `# <- here` in the program; where a gradient is written by hand, no line can be asked for.",
-    ]
+    parts = ["# Gallery", INTRODUCTION]
     for framework in FRAMEWORKS:
         mine = [rows[name] for name in sorted(rows) if name.startswith(f"{framework}/")]
         parts += [f"## {TITLES[framework]}", "\n".join([HEAD, *mine])]

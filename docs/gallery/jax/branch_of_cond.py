@@ -1,5 +1,4 @@
-"""One branch of a cond stops the gradient; it is the one that is taken.
-"""
+"""One branch of a cond stops the gradient; it is the one that is taken."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,4 @@
-"""A fixed point with an implicit backward that solves with J where it needs J transposed.
-"""
+"""A fixed point with an implicit backward that solves with J where it needs J transposed."""
 
 import jax
 import jax.numpy as jnp
@@ -36,4 +35,3 @@ fixed_point.defvjp(forward, backward)
 loss = lambda p: ((fixed_point(p["w"]) - y) ** 2).sum()  # noqa: E731
 model = registry.get("jax").function_model(loss, {"w": rng.standard_normal((4, 4)) / 5})
 EXPECTED = "GA501"
-MISSES = "GA901, unexplained: rules written by hand for JAX are not compared yet"

@@ -1,5 +1,4 @@
-"""Importance weights that depend on the policy are stopped; the advantages, which are constants, too.
-"""
+"""Importance weights that depend on the policy are stopped; the advantages, which are constants, too."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,4 @@
-"""A jitted gradient took its parameters from a closure: they were baked in at the first call.
-"""
+"""A jitted gradient took its parameters from a closure: they were baked in at the first call."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,4 @@
-"""Looks wrong: a backward written by hand that ignores one of its residuals. It does not need it.
-"""
+"""Looks wrong: a backward written by hand that ignores one of its residuals. It does not need it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +7,8 @@ import numpy as np
 from gradaudit.backends import registry
 
 rng = np.random.default_rng(0)
+
+
 @jax.custom_vjp
 def log1pexp(a):
     return jnp.logaddexp(a, 0.0)

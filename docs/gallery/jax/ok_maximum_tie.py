@@ -8,6 +8,7 @@ import numpy as np
 
 from gradaudit.backends import registry
 
+
 def loss(p):
     return (jnp.maximum(p["x"], 0.0) * np.arange(1.0, 5.0)).sum()
 

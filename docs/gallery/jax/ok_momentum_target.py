@@ -1,5 +1,4 @@
-"""Looks wrong: the target view of a contrastive loss is stopped. That is the method, and its author says so.
-"""
+"""Looks wrong: the target view of a contrastive loss is stopped. That is the method, and its author says so."""
 
 import jax
 import jax.numpy as jnp

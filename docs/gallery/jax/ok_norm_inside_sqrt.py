@@ -1,5 +1,4 @@
-"""Looks wrong: a norm of rows one of which is zero. Its argument is masked, so nothing is infinite.
-"""
+"""Looks wrong: a norm of rows one of which is zero. Its argument is masked, so nothing is infinite."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,4 @@
-"""Looks wrong: a scan whose steps are recomputed in the backward pass. They are recomputed rightly.
-"""
+"""Looks wrong: a scan whose steps are recomputed in the backward pass. They are recomputed rightly."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,4 @@
-"""Looks wrong: stop_gradient of the maximum in a softmax. The maximum cancels, nothing is lost.
-"""
+"""Looks wrong: stop_gradient of the maximum in a softmax. The maximum cancels, nothing is lost."""
 
 import jax
 import jax.numpy as jnp

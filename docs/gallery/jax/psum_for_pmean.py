@@ -1,5 +1,4 @@
-"""Gradients of 4 shards are added where the loss is their mean.
-"""
+"""Gradients of 4 shards are added where the loss is their mean."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,4 @@
-"""The carry of a scan inside a jitted function is stopped at every step.
-"""
+"""The carry of a scan inside a jitted function is stopped at every step."""
 
 import jax
 import jax.numpy as jnp

@@ -1,5 +1,4 @@
-"""Only the last 4 of 24 steps are differentiated: the state before them is stopped. The inputs are audited, too.
-"""
+"""Only the last 4 of 24 steps are differentiated: the state before them is stopped. The inputs are audited, too."""
 
 import jax
 import jax.numpy as jnp

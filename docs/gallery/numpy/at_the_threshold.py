@@ -1,5 +1,4 @@
-"""A decision tree's split sits exactly on a sample: the loss jumps, there is no derivative.
-"""
+"""A decision tree's split sits exactly on a sample: the loss jumps, there is no derivative."""
 
 import numpy as np
 

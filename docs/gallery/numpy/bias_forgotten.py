@@ -1,5 +1,4 @@
-"""The hidden bias is left out of the backward pass: its gradient stays zero.
-"""
+"""The hidden bias is left out of the backward pass: its gradient stays zero."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The gradient that is audited is clipped already, to the norm 1.
-"""
+"""The gradient that is audited is clipped already, to the norm 1."""
 
 import numpy as np
 

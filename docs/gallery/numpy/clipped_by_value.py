@@ -1,5 +1,4 @@
-"""Entries above 2 are clipped inside the backward pass.
-"""
+"""Entries above 2 are clipped inside the backward pass."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The gradient of an embedding by g[index] += d: rows that occur twice get only one of their parts.
-"""
+"""The gradient of an embedding by g[index] += d: rows that occur twice get only one of their parts."""
 
 import numpy as np
 

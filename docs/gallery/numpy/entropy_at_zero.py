@@ -1,5 +1,4 @@
-"""p log p is 0 at p = 0 by a where; its gradient log p + 1 times a zero is NaN.
-"""
+"""p log p is 0 at p = 0 by a where; its gradient log p + 1 times a zero is NaN."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The gradient of a square weight is d.T @ x where x.T @ d is right: the shapes fit all the same.
-"""
+"""The gradient of a square weight is d.T @ x where x.T @ d is right: the shapes fit all the same."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The forget gate of a GRU-like cell has the slope of tanh in the backward pass: one of three blocks is wrong.
-"""
+"""The forget gate of a GRU-like cell has the slope of tanh in the backward pass: one of three blocks is wrong."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The gates of an LSTM cell: split as i, f, g, o in the forward pass, put together as i, f, o, g in the backward.
-"""
+"""The gates of an LSTM cell: split as i, f, g, o in the forward pass, put together as i, f, o, g in the backward."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The loss has the factor 1/2 that makes the derivative tidy; the derivative has the 2 all the same.
-"""
+"""The loss has the factor 1/2 that makes the derivative tidy; the derivative has the 2 all the same."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""To save memory, the per-sample gradients of a float32 model are summed in float16.
-"""
+"""To save memory, the per-sample gradients of a float32 model are summed in float16."""
 
 import numpy as np
 

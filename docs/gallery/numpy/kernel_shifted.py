@@ -1,5 +1,4 @@
-"""The gradient of a convolution's kernel is shifted by one: the loop starts at 1 where it should at 0.
-"""
+"""The gradient of a convolution's kernel is shifted by one: the loop starts at 1 where it should at 0."""
 
 import numpy as np
 

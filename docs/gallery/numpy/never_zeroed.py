@@ -1,5 +1,4 @@
-"""Each backward pass adds to the gradients of the one before: they are never set to zero.
-"""
+"""Each backward pass adds to the gradients of the one before: they are never set to zero."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""Looks wrong: one parameter is 1e6, another 1e-6, and so are their gradients the other way round. All is right.
-"""
+"""Looks wrong: one parameter is 1e6, another 1e-6, and so are their gradients the other way round. All is right."""
 
 import numpy as np
 

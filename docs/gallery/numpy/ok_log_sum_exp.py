@@ -1,5 +1,4 @@
-"""Looks wrong: logits near 1e6, where a fixed step drowns in rounding. A shifted log-sum-exp is right there.
-"""
+"""Looks wrong: logits near 1e6, where a fixed step drowns in rounding. A shifted log-sum-exp is right there."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""Looks wrong: the gradient of the output scale is exactly zero. So is the derivative: it is divided out.
-"""
+"""Looks wrong: the gradient of the output scale is exactly zero. So is the derivative: it is divided out."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""Looks wrong: (N,) against (N, 1) is broadcast to (N, N). The loss is not the one meant, its gradient is right.
-"""
+"""Looks wrong: (N,) against (N, 1) is broadcast to (N, N). The loss is not the one meant, its gradient is right."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""A spline's second derivative at its last knot is left out of the gradient: one entry of many.
-"""
+"""A spline's second derivative at its last knot is left out of the gradient: one entry of many."""
 
 import numpy as np
 

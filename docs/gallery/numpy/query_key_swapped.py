@@ -1,5 +1,4 @@
-"""The backward of attention returns the gradients of query and key in the wrong order.
-"""
+"""The backward of attention returns the gradients of query and key in the wrong order."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""A worker's gradient buffer is read before this step's backward pass has filled it.
-"""
+"""A worker's gradient buffer is read before this step's backward pass has filled it."""
 
 import numpy as np
 
@@ -11,7 +10,7 @@ buffer = {"w": np.zeros(4)}
 
 
 def loss(p):
-    return (np.tanh(x @ p["w"]) - y).__pow__(2).mean()
+    return ((np.tanh(x @ p["w"]) - y) ** 2).mean()
 
 
 def gradient(p):

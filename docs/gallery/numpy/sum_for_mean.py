@@ -1,5 +1,4 @@
-"""The loss is a mean over the batch, the gradient a sum.
-"""
+"""The loss is a mean over the batch, the gradient a sum."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The gradient of a layer's gain is summed over the features, too, and broadcasting mends its shape.
-"""
+"""The gradient of a layer's gain is summed over the features, too, and broadcasting mends its shape."""
 
 import numpy as np
 

@@ -1,5 +1,4 @@
-"""The error is target minus output in the backward pass: the update then needs a plus, and got none.
-"""
+"""The error is target minus output in the backward pass: the update then needs a plus, and got none."""
 
 import numpy as np
 

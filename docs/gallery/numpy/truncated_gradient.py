@@ -1,5 +1,4 @@
-"""Back-propagation through time stops after the last 5 of 40 steps, as truncate_gradient=5 did in Theano.
-"""
+"""Back-propagation through time stops after the last 5 of 40 steps, as truncate_gradient=5 did in Theano."""
 
 import numpy as np
 

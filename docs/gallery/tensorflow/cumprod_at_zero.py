@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from gradaudit.backends import registry
 
+
 def loss(p):
     return tf.reduce_sum(tf.math.cumprod(p["x"]))
 

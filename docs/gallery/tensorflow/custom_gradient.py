@@ -1,5 +1,4 @@
-"""A log1pexp with a gradient of its own: it ignores the gradient that comes in.
-"""
+"""A log1pexp with a gradient of its own: it ignores the gradient that comes in."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,11 +6,13 @@ import tensorflow as tf
 from gradaudit.backends import registry
 
 rng = np.random.default_rng(0)
+
+
 @tf.custom_gradient
 def log1pexp(x):
     e = tf.exp(x)
 
-    def gradient(upstream):  # <- here
+    def gradient(_upstream):  # <- here
         return 1 - 1 / (1 + e)
 
     return tf.math.log(1 + e), gradient

@@ -1,5 +1,4 @@
-"""Inside a tf.function, one of two activations scales its gradient by 1 / keep where the forward pass does not.
-"""
+"""Inside a tf.function, one of two activations scales its gradient by 1 / keep where the forward pass does not."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,6 +6,8 @@ import tensorflow as tf
 from gradaudit.backends import registry
 
 rng = np.random.default_rng(0)
+
+
 @tf.custom_gradient
 def scaled(h):
     def gradient(upstream):  # <- here

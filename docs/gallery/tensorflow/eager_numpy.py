@@ -1,5 +1,4 @@
-"""A learned threshold is read with .numpy(), for a print once, and used from there on.
-"""
+"""A learned threshold is read with .numpy(), for a print once, and used from there on."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,5 +1,4 @@
-"""The gradient that the optimiser gets is clipped by its global norm, to 5: for the audit that is another gradient.
-"""
+"""The gradient that the optimiser gets is clipped by its global norm, to 5: for the audit that is another gradient."""
 
 import numpy as np
 import tensorflow as tf

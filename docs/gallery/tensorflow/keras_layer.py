@@ -1,5 +1,4 @@
-"""A Keras layer inside a block inside a model stops the gradient of its keys.
-"""
+"""A Keras layer inside a block inside a model stops the gradient of its keys."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,5 +1,4 @@
-"""An entropy p log p with a probability that is exactly 0: the logarithm's slope is infinite, times 0.
-"""
+"""An entropy p log p with a probability that is exactly 0: the logarithm's slope is infinite, times 0."""
 
 import numpy as np
 import tensorflow as tf

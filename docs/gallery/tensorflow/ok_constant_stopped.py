@@ -1,5 +1,4 @@
-"""Looks wrong: stop_gradient and .numpy() where the parameters play no part. Nothing is lost.
-"""
+"""Looks wrong: stop_gradient and .numpy() where the parameters play no part. Nothing is lost."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,5 +1,4 @@
-"""Looks wrong: a log1pexp with a gradient of its own. It is the derivative, and stable where the plain one is not.
-"""
+"""Looks wrong: a log1pexp with a gradient of its own. It is the derivative, and stable where the plain one is not."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,6 +6,8 @@ import tensorflow as tf
 from gradaudit.backends import registry
 
 rng = np.random.default_rng(0)
+
+
 @tf.custom_gradient
 def log1pexp(x):
     e = tf.exp(x)

@@ -1,5 +1,4 @@
-"""Both sides of a Q-learning error are stopped: the prediction's stop_gradient is a copy of the target's.
-"""
+"""Both sides of a Q-learning error are stopped: the prediction's stop_gradient is a copy of the target's."""
 
 import numpy as np
 import tensorflow as tf

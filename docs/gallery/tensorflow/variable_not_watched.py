@@ -1,5 +1,4 @@
-"""The embedding is a plain tensor that the tape does not watch: its gradient is None.
-"""
+"""The embedding is a plain tensor that the tape does not watch: its gradient is None."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,5 +1,4 @@
-"""The state of a while_loop inside a tf.function is stopped at every turn.
-"""
+"""The state of a while_loop inside a tf.function is stopped at every turn."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,7 +6,7 @@ import tensorflow as tf
 from gradaudit.backends import registry
 
 rng = np.random.default_rng(0)
-x, y = rng.standard_normal((12, 3)), rng.standard_normal((1, 4))
+x, y = rng.standard_normal((6, 3)), rng.standard_normal((1, 4))
 
 
 @tf.function
@@ -18,7 +17,7 @@ def run(w, r):
         h = tf.stop_gradient(h)  # <- here
         return t + 1, tf.tanh(features[t][None] @ w + h @ r)
 
-    return tf.while_loop(lambda t, _: t < 12, turn, (0, tf.zeros((1, 4), tf.float64)))[1]
+    return tf.while_loop(lambda t, _: t < 6, turn, (0, tf.zeros((1, 4), tf.float64)))[1]
 
 
 def loss(p):

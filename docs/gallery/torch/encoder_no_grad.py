@@ -1,5 +1,4 @@
-"""The encoder still runs under no_grad, as it did while it was frozen.
-"""
+"""The encoder still runs under no_grad, as it did while it was frozen."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""A hook of a domain-adversarial experiment still turns the gradient of the features round.
-"""
+"""A hook of a domain-adversarial experiment still turns the gradient of the features round."""
 
 import torch
 

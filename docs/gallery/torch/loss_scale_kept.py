@@ -1,5 +1,4 @@
-"""The loss is scaled by 1024 for half precision, and the gradient never unscaled.
-"""
+"""The loss is scaled by 1024 for half precision, and the gradient never unscaled."""
 
 import torch
 

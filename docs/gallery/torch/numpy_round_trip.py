@@ -1,5 +1,4 @@
-"""The covariance is whitened with NumPy, in the middle of the graph.
-"""
+"""The covariance is whitened with NumPy, in the middle of the graph."""
 
 import numpy as np
 import torch

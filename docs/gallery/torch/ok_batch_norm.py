@@ -1,5 +1,4 @@
-"""Looks wrong: the bias before a batch norm has a gradient of 1e-17. The derivative is zero: the mean takes it away.
-"""
+"""Looks wrong: the bias before a batch norm has a gradient of 1e-17. The derivative is zero: the mean takes it away."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""Looks wrong: activation checkpointing with dropout. The state of the generator is kept: the mask is the same.
-"""
+"""Looks wrong: activation checkpointing with dropout. The state of the generator is kept: the mask is the same."""
 
 import torch
 import torch.utils.checkpoint

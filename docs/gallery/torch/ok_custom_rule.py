@@ -1,11 +1,12 @@
-"""Looks wrong: an activation with a backward written by hand. It is the derivative of its forward.
-"""
+"""Looks wrong: an activation with a backward written by hand. It is the derivative of its forward."""
 
 import torch
 
 from gradaudit.backends import registry
 
 torch.manual_seed(0)
+
+
 class QuickGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

@@ -1,5 +1,4 @@
-"""Looks wrong: the maximum in a log-sum-exp is detached. It cancels, so nothing is lost.
-"""
+"""Looks wrong: the maximum in a log-sum-exp is detached. It cancels, so nothing is lost."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""Looks wrong: a constant of 1e8 in the loss drowns every small step. The gradient is right.
-"""
+"""Looks wrong: a constant of 1e8 in the loss drowns every small step. The gradient is right."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""Looks wrong: a square root of zeros under a where. Its argument is masked, too, so that nothing is infinite.
-"""
+"""Looks wrong: a square root of zeros under a where. Its argument is masked, too, so that nothing is infinite."""
 
 import torch
 

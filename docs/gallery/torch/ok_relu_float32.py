@@ -1,5 +1,4 @@
-"""Looks wrong: a relu network in float32, with many kinks close by. Its gradient is right.
-"""
+"""Looks wrong: a relu network in float32, with many kinks close by. Its gradient is right."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""Looks wrong: dropout in training mode. Its mask is drawn from a fixed seed: a function like any other.
-"""
+"""Looks wrong: dropout in training mode. Its mask is drawn from a fixed seed: a function like any other."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""Looks wrong: rounded activations with the gradient of the identity, declared as meant.
-"""
+"""Looks wrong: rounded activations with the gradient of the identity, declared as meant."""
 
 import torch
 

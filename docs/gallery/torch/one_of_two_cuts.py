@@ -1,5 +1,4 @@
-"""Two detaches; that of the constant mask is harmless, that of the scale is not.
-"""
+"""Two detaches; that of the constant mask is harmless, that of the scale is not."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""Per-sample weights are computed from the parameters and wrapped anew with torch.tensor.
-"""
+"""Per-sample weights are computed from the parameters and wrapped anew with torch.tensor."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""The state of a recurrent net is detached at every step.
-"""
+"""The state of a recurrent net is detached at every step."""
 
 import torch
 

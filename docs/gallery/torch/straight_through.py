@@ -1,5 +1,4 @@
-"""Rounded activations with the gradient of the identity: the loss stands still, the gradient does not.
-"""
+"""Rounded activations with the gradient of the identity: the loss stands still, the gradient does not."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""The first 17 of 20 steps run under no_grad to save memory; the inputs are audited, too.
-"""
+"""The first 17 of 20 steps run under no_grad to save memory; the inputs are audited, too."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""A learned temperature leaves the graph through .item().
-"""
+"""A learned temperature leaves the graph through .item()."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""A detach in a block inside a stage inside a network: for a debugger once, and forgotten.
-"""
+"""A detach in a block inside a stage inside a network: for a debugger once, and forgotten."""
 
 import torch
 from torch import nn
@@ -7,6 +6,7 @@ from torch import nn
 from gradaudit.backends import registry
 
 torch.manual_seed(0)
+
 
 class Block(nn.Module):
     def __init__(self):

@@ -1,5 +1,4 @@
-"""Two detaches, in the gate and in the skip connection: each takes its part.
-"""
+"""Two detaches, in the gate and in the skip connection: each takes its part."""
 
 import torch
 

@@ -1,5 +1,4 @@
-"""A weight is normalised through .data: the norm counts as a constant.
-"""
+"""A weight is normalised through .data: the norm counts as a constant."""
 
 import torch
 

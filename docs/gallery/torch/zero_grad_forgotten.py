@@ -1,5 +1,4 @@
-"""The training loop never calls zero_grad: each gradient is the sum of all so far.
-"""
+"""The training loop never calls zero_grad: each gradient is the sum of all so far."""
 
 import torch
 

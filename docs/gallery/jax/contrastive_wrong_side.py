@@ -1,5 +1,4 @@
-"""A contrastive loss stops the gradient of both views, where only the target's was meant.
-"""
+"""A contrastive loss stops the gradient of the online view, where that of the target was meant."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ def unit(h):
 
 def loss(p):
     online = unit(jnp.tanh(one @ p["encoder"]) @ p["predictor"])
+    online = jax.lax.stop_gradient(online)  # <- here
     target = unit(jnp.tanh(two @ p["encoder"]))
-    online, target = jax.lax.stop_gradient(online), target  # <- here
     return -(online * target).sum(axis=1).mean()
 
 
