@@ -1,14 +1,15 @@
 """Where a JAX program cuts the gradient: its traced form is searched, and nothing is patched.
 
 What `jax.make_jaxpr` traces carries the lines of the source. A cut is live where a value that depends on the parameters
-goes in and a value that the loss depends on comes out. `gradaudit.backends.jax.replay` runs the program without cuts.
+goes in and a value that the loss depends on comes out. `gradaudit.backends.jax.replay` runs the program without cuts,
+`gradaudit.backends.jax.rules` lists derivatives written by hand with the same search.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -21,13 +22,37 @@ import numpy as np
 import gradaudit
 from gradaudit.sites import Cut
 
-__all__ = ["CALLS", "LOOPS_AND_BRANCHES", "Chain", "Function", "cuts_below", "is_cut", "is_real", "listed", "site"]
+__all__ = [
+    "CALLS",
+    "LOOPS_AND_BRANCHES",
+    "Chain",
+    "Frame",
+    "Function",
+    "Key",
+    "frames",
+    "inside",
+    "installed",
+    "is_cut",
+    "is_real",
+    "jax_own",
+    "key",
+    "listed",
+    "live",
+    "site",
+    "supported",
+    "tainted",
+    "user_frame",
+    "walk",
+]
 
 Function: TypeAlias = Callable[..., Any]
 #: The equations that an equation lies in, the outermost first.
 Chain: TypeAlias = tuple[Any, ...]
 #: An equation in its place: one traced function may be called in several.
-_Key: TypeAlias = tuple[int, ...]
+Key: TypeAlias = tuple[int, ...]
+
+#: Path, line, function, code and offset.
+Frame: TypeAlias = tuple[str, int, str, CodeType, int]
 
 #: Equations that run the one program inside them once.
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
@@ -42,17 +67,48 @@ _JAX = str(Path(jax.__file__).parent) + os.sep
 def listed(function: Function, *arguments: Any) -> list[Cut]:
     """The live cuts between the first argument and the result, in the order of the program."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    n_parameters = len(jax.tree.leaves(arguments[0]))
-    tainted: set[_Key] = set()
-    needed: set[_Key] = set()
-    _taint(jaxpr, [i < n_parameters for i in range(len(jaxpr.invars))], (), tainted)
-    _need(jaxpr, [True] * len(jaxpr.outvars), (), needed)
     found: dict[Cut, Cut] = {}
-    for cut, times in _executions(jaxpr, (), 1, tainted & needed):
+    for cut, times in _executions(jaxpr, live(jaxpr, len(jax.tree.leaves(arguments[0])))):
         before = found.get(cut, replace(cut, executions=0))
         both = before.removable and cut.removable
         found[cut] = replace(before, executions=before.executions + times, removable=both)
     return list(found.values())
+
+
+def live(jaxpr: Any, n_parameters: int, *, through_cuts: bool = True) -> dict[Key, list[bool]]:
+    """The equations between the first arguments and the result, each with which of its inputs depend on those.
+
+    Args:
+        jaxpr: the program.
+        n_parameters: how many arguments are parameters.
+        through_cuts: follow values; otherwise follow the gradient, which a cut stops.
+    """
+    tainted, needed = _Search(through_cuts), _Search(through_cuts)
+    _taint(jaxpr, [i < n_parameters for i in range(len(jaxpr.invars))], (), tainted)
+    _need(jaxpr, [True] * len(jaxpr.outvars), (), needed)
+    return {place: given for place, given in tainted.found.items() if place in needed.found}
+
+
+def tainted(equation: Any, given: list[bool]) -> list[bool]:
+    """Through which results of an equation the gradient of these inputs passes."""
+    if is_cut(equation):
+        return [False] * len(equation.outvars)
+    return _taint_inside(equation, given, (equation,), _Search(through_cuts=False))
+
+
+def walk(jaxpr: Any, chain: Chain = (), times: int = 1) -> Iterator[tuple[Any, Chain, int]]:
+    """Every equation, with those that it lies in, and how often it runs where loops of unknown length run once."""
+    for equation in jaxpr.eqns:
+        yield equation, chain, times
+        n = int(equation.params["length"]) if equation.primitive.name == "scan" else 1
+        for sub in _subs(equation):
+            yield from walk(sub, (*chain, equation), times * n)
+
+
+def inside(equation: Any, chain: Chain) -> Iterator[tuple[Any, Chain]]:
+    """Every equation inside this one, with those that it lies in."""
+    for sub in _subs(equation):
+        yield from ((inner, place) for inner, place, _ in walk(sub, (*chain, equation)))
 
 
 def is_real(variable: Any) -> bool:
@@ -67,44 +123,45 @@ def is_cut(equation: Any) -> bool:
     return (name == _STOP or name in _CALLBACKS) and any(map(is_real, equation.outvars))
 
 
-def cuts_below(equation: Any, chain: Chain) -> Iterator[tuple[Any, Chain]]:
-    """The cuts inside an equation, live or not, each with the equations that it lies in."""
-    inside = (*chain, equation)
-    for sub in _subs(equation):
-        for inner in sub.eqns:
-            if is_cut(inner):
-                yield inner, inside
-            yield from cuts_below(inner, inside)
+def supported(chain: Chain) -> bool:
+    """Whether these equations can be evaluated piece by piece."""
+    return all(e.primitive.name in (*CALLS, *LOOPS_AND_BRANCHES) for e in chain)
 
 
 def site(equation: Any, chain: Chain) -> Cut:
     """Where it is written: the innermost frame of the user; a traced function that was cached has its caller's only."""
     name = equation.primitive.name
     kind = _STOP if name == _STOP else "callback"
-    supported = all(e.primitive.name in (*CALLS, *LOOPS_AND_BRANCHES) for e in chain)
     library = _in_library(equation.source_info.traceback)
+    removable = supported(chain) and name == _STOP
+    frame = user_frame(equation, chain)
+    if frame is None:
+        return Cut(kind=kind, path="", line=0, library=True, removable=removable)
+    path, line, function, code, offset = frame
+    column = _column(code, offset)
+    return Cut(kind=kind, path=path, line=line, column=column, function=function, library=library, removable=removable)
+
+
+def user_frame(equation: Any, chain: Chain) -> Frame | None:
+    """The innermost frame of the user."""
     for enclosing in (equation, *reversed(chain)):
-        frames = _frames(enclosing.source_info.traceback)
-        frame = next((f for f in frames if not _installed(f[0])), None)
+        frame = next((f for f in frames(enclosing.source_info.traceback) if not installed(f[0])), None)
         if frame is not None:
-            path, line, function, code, offset = frame
-            return Cut(
-                kind=kind,
-                path=path,
-                line=line,
-                column=_column(code, offset),
-                function=function,
-                library=library,
-                removable=supported and name == _STOP,
-            )
-    return Cut(kind=kind, path="", line=0, library=True, removable=supported and name == _STOP)
+            return frame
+    return None
 
 
-def _installed(path: str) -> bool:
+def installed(path: str) -> bool:
+    """Whether a source file belongs to a library."""
     return path.startswith((_OWN, _JAX)) or any(part in path for part in _LIBRARIES)
 
 
-def _frames(traceback: Any) -> Iterator[tuple[str, int, str, CodeType, int]]:
+def jax_own(path: str) -> bool:
+    """Whether a source file belongs to JAX."""
+    return path.startswith(_JAX)
+
+
+def frames(traceback: Any) -> Iterator[Frame]:
     """Path, line, function, code and offset of each frame, the innermost first."""
     if traceback is None:
         return
@@ -144,41 +201,50 @@ def _programs(value: Any) -> Iterator[Any]:
         yield value.jaxpr
 
 
-def _key(equation: Any, chain: Chain) -> _Key:
+def key(equation: Any, chain: Chain) -> Key:
+    """An equation in its place, in one traced program."""
     return tuple(id(e) for e in (*chain, equation))
 
 
-def _executions(jaxpr: Any, chain: Chain, times: int, live: set[_Key]) -> Iterator[tuple[Cut, int]]:
+def _executions(jaxpr: Any, found: Mapping[Key, Sequence[bool]]) -> Iterator[tuple[Cut, int]]:
     last = None
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == _STOP:
-            cut = site(equation, chain) if _key(equation, chain) in live else last
-            # one call on a tree is one equation for each leaf, one after the other
-            if cut is not None and cut != last:
-                yield cut, times
-            last = cut
+    for equation, chain, times in walk(jaxpr):
+        alive = is_cut(equation) and key(equation, chain) in found
+        if equation.primitive.name != _STOP:
+            last = None
+            if alive:
+                yield site(equation, chain), times
             continue
-        last = None
-        if _key(equation, chain) in live:
-            yield site(equation, chain), times
-        n = int(equation.params["length"]) if equation.primitive.name == "scan" else 1
-        for sub in _subs(equation):
-            yield from _executions(sub, (*chain, equation), times * n, live)
+        here = (site(equation, chain), chain) if alive else last
+        # one call on a tree is one equation for each leaf, one after the other
+        if here is not None and here != last:
+            yield here[0], times
+        last = here
 
 
-def _taint(jaxpr: Any, tainted: Sequence[bool], chain: Chain, live: set[_Key]) -> list[bool]:
-    """Which results depend on tainted arguments; cuts of tainted values are added to ``live``."""
+@dataclass(slots=True)
+class _Search:
+    """Equations found on the way, each with which of its inputs are reached."""
+
+    through_cuts: bool
+    found: dict[Key, list[bool]] = field(default_factory=dict)
+
+
+def _taint(jaxpr: Any, tainted: Sequence[bool], chain: Chain, search: _Search) -> list[bool]:
+    """Which results depend on tainted arguments; equations that do are found."""
     known = {v for v, t in zip(jaxpr.invars, tainted, strict=True) if t}
     for equation in jaxpr.eqns:
         given = [not hasattr(v, "val") and v in known for v in equation.invars]
-        if is_cut(equation) and any(given):
-            live.add(_key(equation, chain))
-        results = _taint_inside(equation, given, (*chain, equation), live)
+        if any(given):
+            search.found[key(equation, chain)] = given
+        if is_cut(equation) and not search.through_cuts:
+            continue
+        results = _taint_inside(equation, given, (*chain, equation), search)
         known |= {v for v, t in zip(equation.outvars, results, strict=True) if t and is_real(v)}
     return [not hasattr(v, "val") and v in known for v in jaxpr.outvars]
 
 
-def _taint_inside(equation: Any, given: list[bool], inside: Chain, live: set[_Key]) -> list[bool]:
+def _taint_inside(equation: Any, given: list[bool], inside: Chain, search: _Search) -> list[bool]:
     name, p, subs = equation.primitive.name, equation.params, list(_subs(equation))
     if name in ("scan", "while"):
         first = p["num_consts"] if name == "scan" else p["cond_nconsts"] + p["body_nconsts"]
@@ -186,23 +252,23 @@ def _taint_inside(equation: Any, given: list[bool], inside: Chain, live: set[_Ke
         n_carry = p["num_carry"] if name == "scan" else len(equation.outvars)
         body = (p["jaxpr"] if name == "scan" else p["body_jaxpr"]).jaxpr
         while True:  # until what one step hands to the next no longer changes
-            results = _taint(body, given[skip:], inside, live)
+            results = _taint(body, given[skip:], inside, search)
             after = [t or (first <= i < first + n_carry and results[i - first]) for i, t in enumerate(given)]
             if after == given:
                 return [*given[first : first + n_carry], *results[n_carry:]]
             given = after
     if name == "cond":
-        branches = [_taint(sub, given[1:], inside, live) for sub in subs]
+        branches = [_taint(sub, given[1:], inside, search) for sub in subs]
         return [any(of_one) for of_one in zip(*branches, strict=True)]
     if _is_call(equation, subs):
-        return _taint(subs[0], given, inside, live)
+        return _taint(subs[0], given, inside, search)
     for sub in subs:  # opaque: whatever enters may reach anything
-        _taint(sub, [any(given)] * len(sub.invars), inside, live)
+        _taint(sub, [any(given)] * len(sub.invars), inside, search)
     return [any(given)] * len(equation.outvars)
 
 
-def _need(jaxpr: Any, wanted: Sequence[bool], chain: Chain, live: set[_Key]) -> list[bool]:
-    """Which arguments the wanted results depend on, through real values; cuts in between are added to ``live``."""
+def _need(jaxpr: Any, wanted: Sequence[bool], chain: Chain, search: _Search) -> list[bool]:
+    """Which arguments the wanted results depend on, through real values; equations in between are found."""
     known = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and not hasattr(v, "val")}
     for equation in reversed(jaxpr.eqns):
         # what is written to a reference may be read anywhere
@@ -210,14 +276,15 @@ def _need(jaxpr: Any, wanted: Sequence[bool], chain: Chain, live: set[_Key]) -> 
         results = [writes or v in known for v in equation.outvars]
         if not (writes or any(results)):
             continue
-        if is_cut(equation):
-            live.add(_key(equation, chain))
-        given = _need_inside(equation, results, (*chain, equation), live)
+        search.found[key(equation, chain)] = results
+        if is_cut(equation) and not search.through_cuts:
+            continue
+        given = _need_inside(equation, results, (*chain, equation), search)
         known |= {v for v, n in zip(equation.invars, given, strict=True) if n and not hasattr(v, "val") and is_real(v)}
     return [v in known for v in jaxpr.invars]
 
 
-def _need_inside(equation: Any, wanted: list[bool], inside: Chain, live: set[_Key]) -> list[bool]:
+def _need_inside(equation: Any, wanted: list[bool], inside: Chain, search: _Search) -> list[bool]:
     name, p, subs = equation.primitive.name, equation.params, list(_subs(equation))
     if name in ("scan", "while"):
         n_test = 0 if name == "scan" else p["cond_nconsts"]
@@ -225,18 +292,18 @@ def _need_inside(equation: Any, wanted: list[bool], inside: Chain, live: set[_Ke
         n_carry = p["num_carry"] if name == "scan" else len(equation.outvars)
         body = (p["jaxpr"] if name == "scan" else p["body_jaxpr"]).jaxpr
         while True:  # until what one step asks of the one before no longer changes
-            given = _need(body, wanted, inside, live)
+            given = _need(body, wanted, inside, search)
             carried = [w or g for w, g in zip(wanted, given[n_consts : n_consts + n_carry], strict=False)]
             if [*carried, *wanted[n_carry:]] == wanted:
                 return [*[False] * n_test, *given[:n_consts], *carried, *given[n_consts + n_carry :]]
             wanted = [*carried, *wanted[n_carry:]]
     if name == "cond":
-        branches = [_need(sub, wanted, inside, live) for sub in subs]
+        branches = [_need(sub, wanted, inside, search) for sub in subs]
         return [False, *(any(of_one) for of_one in zip(*branches, strict=True))]
     if _is_call(equation, subs):
-        return _need(subs[0], wanted, inside, live)
+        return _need(subs[0], wanted, inside, search)
     for sub in subs:
-        _need(sub, [True] * len(sub.outvars), inside, live)
+        _need(sub, [True] * len(sub.outvars), inside, search)
     return [True] * len(equation.invars)
 
 

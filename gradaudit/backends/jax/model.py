@@ -12,11 +12,11 @@ import jaxlib
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
-from gradaudit.backends.jax import cuts, replay
+from gradaudit.backends.jax import cuts, origin, replay, rules
 from gradaudit.backends.jax.state import precision, preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import Cut
+from gradaudit.sites import CustomRule, Cut, Origin
 
 __all__ = ["JaxModel", "Programs", "environment"]
 
@@ -217,6 +217,28 @@ class JaxModel:
         base = dict(self._parameters)
         with precision(self._parameters):
             return self._like(replay.held(self._programs.function, cuts_, base, *self._arguments))
+
+    def rules(self) -> Sequence[CustomRule]:
+        """The traced loss's own derivatives, each compared with that of its primal.
+
+        Raises:
+            Exception: JAX's or the function's own, where it cannot be traced.
+        """
+        with precision(self._parameters):
+            return rules.listed(self._programs.function, self._named(), *self._arguments)
+
+    def replacing(self, rules_: Collection[CustomRule]) -> JaxModel | None:
+        """The same loss with the derivatives of their primals; None: one lies in what cannot be taken apart."""
+        with precision(self._parameters):
+            return self._like(rules.replaced(self._programs.function, rules_, self._named(), *self._arguments))
+
+    def origin(self) -> Origin | None:
+        """Where the gradient at the base point stops being finite; None: nowhere, or the loss cannot be traced."""
+        with precision(self._parameters):
+            try:
+                return origin.found(self._programs.function, self._named(), *self._arguments)
+            except _NEEDS_VALUES:
+                return None
 
     def _like(self, function: Callable[..., Any] | None) -> JaxModel | None:
         if function is None:

@@ -11,11 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
-from gradaudit.backends.tensorflow.cuts import CutExperiments, CutModel
+from gradaudit.backends.tensorflow.cuts import CutExperiments
+from gradaudit.backends.tensorflow.eager import EagerModel
+from gradaudit.backends.tensorflow.origin import origin
+from gradaudit.backends.tensorflow.rules import RuleExperiments
 from gradaudit.backends.tensorflow.state import preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import Cut
+from gradaudit.sites import CustomRule, Cut, Origin
 
 __all__ = ["TensorflowModel", "Tensors", "environment", "own_trace"]
 
@@ -65,7 +68,8 @@ class TensorflowModel:
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
         self._point_bytes = point_bytes
         self._vectorized = own_trace(partial(_vectorized_losses, function))
-        self._experiments = CutExperiments(function, self._parameters)
+        self._cuts = CutExperiments(function, self._parameters)
+        self._rules = RuleExperiments(function, self._parameters)
 
     def parameters(self) -> NamedArrays:
         """The base point."""
@@ -153,15 +157,27 @@ class TensorflowModel:
 
     def cuts(self) -> Sequence[Cut]:
         """The live cuts at the base point; empty if the function runs in a graph only."""
-        return self._experiments.cuts()
+        return self._cuts.cuts()
 
-    def without(self, cuts: Collection[Cut]) -> CutModel | None:
+    def without(self, cuts: Collection[Cut]) -> EagerModel | None:
         """The same loss, whose gradient flows through these cuts; None: values that left TensorFlow."""
-        return self._experiments.without(cuts, lambda: None if (twin := self.twin()) is None else twin.without(cuts))
+        return self._cuts.without(cuts, lambda: None if (twin := self.twin()) is None else twin.without(cuts))
 
-    def holding(self, cuts: Collection[Cut]) -> CutModel | None:
+    def holding(self, cuts: Collection[Cut]) -> EagerModel | None:
         """The loss whose cut values stay what they are at the base point; None: it has no such cuts."""
-        return self._experiments.holding(cuts, lambda: None if (twin := self.twin()) is None else twin.holding(cuts))
+        return self._cuts.holding(cuts, lambda: None if (twin := self.twin()) is None else twin.holding(cuts))
+
+    def rules(self) -> Sequence[CustomRule]:
+        """The `tf.custom_gradient`s at the base point, each compared; empty if the function runs in a graph only."""
+        return self._rules.rules()
+
+    def replacing(self, rules: Collection[CustomRule]) -> EagerModel | None:
+        """The same loss, these rules replaced by the derivatives of their primals; None: it has no such rules."""
+        return self._rules.replacing(rules, lambda: None if (twin := self.twin()) is None else twin.replacing(rules))
+
+    def origin(self) -> Origin | None:
+        """Where the gradient stops being finite at the base point; None if it does not, or runs in a graph only."""
+        return origin(self._function, self._parameters)
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave TensorFlow's global random generator as it was."""

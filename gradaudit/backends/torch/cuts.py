@@ -24,9 +24,10 @@ from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
 import gradaudit
+from gradaudit.backends.torch.state import eager
 from gradaudit.sites import Cut
 
-__all__ = ["held", "listed", "removed"]
+__all__ = ["SKIPPED", "held", "listed", "removed"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 _Leaves: TypeAlias = Mapping[str, Tensor]
@@ -54,7 +55,7 @@ _SHAPE_ONLY = {
 _MARKING = {"requires_grad_", "share_memory_", "rename_"}  # in place, but not the value
 
 #: Frames in these are not where a cut is written.
-_SKIPPED = (str(Path(torch.__file__).parent), str(Path(gradaudit.__file__).parent), contextlib.__file__)
+SKIPPED = (str(Path(torch.__file__).parent), str(Path(gradaudit.__file__).parent), contextlib.__file__)
 
 
 def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
@@ -91,9 +92,7 @@ def held(function: Function, leaves: dict[str, Tensor], cuts: Collection[Cut]) -
 
 @contextlib.contextmanager
 def _watched(mode: TorchFunctionMode) -> Iterator[None]:
-    """In this mode, and compiled functions run as they are written: the mode does not see into compiled code."""
-    compiles = "torch._dynamo" in sys.modules
-    with torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext(), mode:
+    with eager(), mode:
         yield
 
 
@@ -133,7 +132,7 @@ class _Mode(TorchFunctionMode):  # type: ignore[misc]
     def site(self, kind: str, frame: FrameType | None) -> Cut:
         """The cut of this kind on the innermost line that is neither PyTorch's nor ours."""
         decorated = ""
-        while frame is not None and frame.f_code.co_filename.startswith(_SKIPPED):
+        while frame is not None and frame.f_code.co_filename.startswith(SKIPPED):
             if not decorated and frame.f_code.co_name in {"decorate_context", "generator_context"}:
                 decorated = frame.f_locals["func"].__qualname__
             frame = frame.f_back

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
 from gradaudit.backends.torch.cuts import held, listed, removed
+from gradaudit.backends.torch.origin import found
+from gradaudit.backends.torch.rules import compared, replacing
 from gradaudit.backends.torch.state import preserved, threads
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import Cut
+from gradaudit.sites import CustomRule, Cut, Origin
 
 __all__ = ["HeldModel", "TorchModel", "as_array", "as_tensor", "environment"]
 
@@ -88,6 +90,7 @@ class TorchModel:
         self._devices = {name: getattr(p, "device", default) for name, p in parameters.items()}
         self._vectorises = True
         self._differentiates_inside = False
+        self._replaced: frozenset[CustomRule] = frozenset()
 
     def parameters(self) -> NamedArrays:
         """The base point."""
@@ -171,6 +174,7 @@ class TorchModel:
                 point_bytes=None if given is None else given * 8 // smallest,
                 n_threads=self._n_threads,
             )
+            twin._replaced = self._replaced
             loss = twin.loss(twin.parameters())
         except (RuntimeError, TypeError):
             return None
@@ -208,6 +212,35 @@ class TorchModel:
         same = np.allclose(again, loss, rtol=16 * eps(loss.dtype), atol=0, equal_nan=True)
         return HeldModel(model, lambda: self._held_twin(cuts)) if same else None
 
+    def rules(self) -> Sequence[CustomRule]:
+        """The hand-written derivatives, each compared: see `gradaudit.backends.torch.rules`."""
+
+        def gradient() -> None:
+            with preserved():
+                self.value_and_grad(self._parameters)
+
+        with preserved():
+            return compared(gradient)
+
+    def replacing(self, rules: Collection[CustomRule]) -> TorchModel | None:
+        """The same loss, these rules replaced; None where a primal leaves PyTorch and is too large for differences."""
+        model = self._over(self._function, self._replaced | frozenset(rules))
+        try:
+            with preserved():
+                model.value_and_grad(self._parameters)
+        except RuntimeError:
+            return None
+        return model
+
+    def origin(self) -> Origin | None:
+        """Where the gradient stops being finite: see `gradaudit.backends.torch.origin`."""
+        with preserved():
+            _, gradients = self.value_and_grad(self._parameters)
+        if all(g is None or np.isfinite(g).all() for g in gradients.values()):
+            return None
+        with preserved(), self._recording():
+            return found(self._function, self._leaves(self._parameters))
+
     def preserved(self) -> AbstractContextManager[None]:
         """PyTorch's global state as it was, see `gradaudit.backends.torch.state`."""
         return preserved()
@@ -216,8 +249,10 @@ class TorchModel:
         """PyTorch's version."""
         return environment()
 
-    def _over(self, function: Function) -> TorchModel:
-        return TorchModel(function, self._tensors(self._parameters), n_threads=self._n_threads)
+    def _over(self, function: Function, replaced: frozenset[CustomRule] | None = None) -> TorchModel:
+        model = TorchModel(function, self._tensors(self._parameters), n_threads=self._n_threads)
+        model._replaced = self._replaced if replaced is None else replaced
+        return model
 
     def _held_twin(self, cuts: Collection[Cut]) -> HeldModel | None:
         twin = self.twin()
@@ -230,7 +265,7 @@ class TorchModel:
         The losses too are evaluated in it: a loss may differentiate inside, as a physics-informed network does. It
         costs nothing, since there is no tape where no parameter requires a gradient.
         """
-        with torch.inference_mode(mode=False), torch.enable_grad(), threads(self._n_threads):
+        with torch.inference_mode(mode=False), torch.enable_grad(), threads(self._n_threads), replacing(self._replaced):
             yield
 
     def _tensors(self, arrays: NamedArrays) -> dict[str, Tensor]:

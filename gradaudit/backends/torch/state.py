@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-__all__ = ["preserved", "threads"]
+__all__ = ["eager", "preserved", "threads"]
 
 
 def _set_default_device(device: Any) -> None:
@@ -61,3 +62,11 @@ def threads(n_threads: int | None) -> Iterator[None]:
     finally:
         if n_threads is not None:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Let compiled functions run as they are written meanwhile: nobody sees into compiled code."""
+    compiles = "torch._dynamo" in sys.modules
+    with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+        yield
