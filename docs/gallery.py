@@ -39,8 +39,8 @@ VERDICTS = {"": "AGREE", "GA601": "AGREE", "GA602": "INCONCLUSIVE", "GA701": "IN
 UNEXPLAINED = "GA901"
 INTRODUCTION = """\
 Wrong programs, each under 40 lines, with what should be said of them and what gradaudit says; and correct ones that
-look wrong: they agree, or are judged given the cuts that their author means. `python docs/gallery.py --write` runs them all
-and writes this page.
+look wrong: they agree, or are judged given the cuts that their author means. `python docs/gallery.py --write` runs
+them all and writes this page.
 
 Expected and reported are the verdict and the code of the first finding. `line` tells whether that finding names exactly
 the lines that are marked `# <- here` in the program; where a gradient is written by hand, nothing that runs tells its
@@ -202,13 +202,18 @@ def summary(rows: dict[str, str]) -> str:
     lines = sum(c[6] == "yes" for c in asked)
     alike = [c for c in cells if c not in wrong]
     silent = sum(c[3] == c[4] for c in alike)
-    share = f"{100 * codes / max(len(cells), 1):.1f} %", f"{100 * lines / max(len(asked), 1):.1f} %"
+    caused = codes - silent
     return (
         f"- {len(wrong)} wrong programs, {reports} of them modelled on public reports; {len(alike)} look-alikes.\n"
         f"- Verdict right: {verdicts} of {len(cells)}.\n"
-        f"- Code right: {codes} of {len(cells)} ({share[0]}); of the look-alikes {silent} of {len(alike)}.\n"
-        f"- Line right: {lines} of {len(asked)} that have one ({share[1]})."
+        f"- Code right: {_share(codes, len(cells))}; of the wrong programs {_share(caused, len(wrong))}, of the look-alikes "
+        f"{_share(silent, len(alike))}.\n"
+        f"- Line right: {_share(lines, len(asked))} that have one."
     )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole}" + (f" ({100 * part / whole:.1f} %)" if whole else "")
 
 
 def page(rows: dict[str, str]) -> str:

@@ -53,5 +53,5 @@ def test_the_counts_follow_the_rows():
     unexplained = row.replace("GA101", "GA901").replace("yes", "")
     text = gallery.summary({"torch/a": row, "torch/b": wrong_line, "torch/c": unexplained})
     assert "3 wrong programs, 0 of them modelled on public reports; 0 look-alikes" in text
-    assert "Code right: 2 of 3 (66.7 %)" in text
-    assert "Line right: 1 of 2 that have one (50.0 %)" in text
+    assert "Code right: 2 of 3 (66.7 %); of the wrong programs 2 of 3 (66.7 %), of the look-alikes 0 of 0." in text
+    assert "Line right: 1 of 2 (50.0 %) that have one." in text
