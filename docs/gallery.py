@@ -206,8 +206,8 @@ def summary(rows: dict[str, str]) -> str:
     return (
         f"- {len(wrong)} wrong programs, {reports} of them modelled on public reports; {len(alike)} look-alikes.\n"
         f"- Verdict right: {verdicts} of {len(cells)}.\n"
-        f"- Code right: {_share(codes, len(cells))}; of the wrong programs {_share(caused, len(wrong))}, of the look-alikes "
-        f"{_share(silent, len(alike))}.\n"
+        f"- Code right: {_share(codes, len(cells))}; of the wrong programs {_share(caused, len(wrong))}, of the "
+        f"look-alikes {_share(silent, len(alike))}.\n"
         f"- Line right: {_share(lines, len(asked))} that have one."
     )
 

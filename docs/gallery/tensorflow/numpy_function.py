@@ -1,4 +1,4 @@
-"""The assignment of a clustering loss is computed with numpy_function, and its soft weights depend on the parameters."""
+"""The soft weights of a clustering loss come out of a numpy_function, and depend on the parameters."""
 
 import numpy as np
 import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Looks wrong: most rows of an embedding have a gradient of exactly zero, and it is sparse. Those words do not occur."""
+"""Looks wrong: most rows of an embedding have a gradient of exactly zero. Those words do not occur."""
 
 import numpy as np
 import tensorflow as tf

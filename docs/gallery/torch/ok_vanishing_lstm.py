@@ -1,4 +1,4 @@
-"""Looks wrong: the first of 60 inputs of an LSTM has a billionth of the last one's gradient. So it vanishes, rightly."""
+"""Looks wrong: the first of 60 inputs of an LSTM has a billionth of the last one's gradient. It vanishes."""
 
 import torch
 

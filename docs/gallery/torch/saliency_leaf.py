@@ -1,4 +1,4 @@
-"""For a saliency map the hidden layer was made a leaf with detach().requires_grad_(): what is before it learns nothing."""
+"""For a saliency map the hidden layer was made a leaf: what is before it learns nothing."""
 
 import torch
 
