@@ -21,6 +21,8 @@ _LEAST_LINES = 2
 #: Thresholds that people choose: these times a power of ten. Met this closely they are no chance.
 _ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 8.0)
 _MET = 1e-5
+#: Of mixed precision: powers of two.
+_LOSS_SCALES = tuple(2**k for k in range(7, 25))
 
 
 def sign(evidence: Evidence) -> Finding | None:
@@ -63,27 +65,32 @@ def constant_ratio(evidence: Evidence) -> Finding | None:
 
 def clipped_by_norm(evidence: Evidence) -> Finding | None:
     """GA304: one factor below 1 for all tensors, and what is left has a round norm."""
-    found = _factor(evidence)
-    if found is None or not 0 < found[1] < 1:
+    common = _factor(evidence)
+    if common is None or not 0 < common[1] < 1:
         return None
-    names, factor = found
+    names, factor = common
     gradients = evidence.baseline.gradients
     if any(np.any(g) for name, g in gradients.items() if g is not None and name not in names):
         return None
     norm = global_norm(gradients)
-    limit = _round(norm)
-    if limit is None:
+    limits = {1: plain} if (plain := _round(norm)) is not None else {s: _round(norm * s) for s in _LOSS_SCALES}
+    found = [(abs(np.log(limit)), scale, limit) for scale, limit in limits.items() if limit is not None]
+    if not found:
         return None
+    # powers of two are round numbers to each other: the limit nearest to 1 is what people choose
+    _, scale, limit = min(found)
+    scaled = f", times {scale:,}," if scale > 1 else ""
+    clipped = f"clipped from {number(norm * scale / factor)}"
     return Finding(
         code="GA304",
-        title=f"clipped by norm {number(limit)}",
+        title=f"clipped by norm {number(limit)}" + (f", while scaled by {scale:,}" if scale > 1 else ""),
         confidence="consistent",
-        sentence=f"Every tensor's gradient is the derivative times {number(factor)}, and together they have the norm "
-        f"{number(limit)}: clipped from {number(norm / factor)}.",
+        sentence=f"Every tensor's gradient is the derivative times {number(factor)}, and together they have{scaled} "
+        f"the norm {number(limit)}: {clipped}{', before the loss scale was divided out' if scale > 1 else ''}.",
         remedy="Audit the gradient before it is clipped; or, if this is the loss scaler's gradient, unscale before "
         "you clip.",
         parameters=tuple(names),
-        numbers={"factor": factor, "limit": limit},
+        numbers={"factor": factor, "limit": limit, "scale": float(scale)},
     )
 
 
@@ -137,16 +144,21 @@ def _factor(evidence: Evidence) -> tuple[list[str], float] | None:
     factor = least_squares_ratio(lines)
     tolerance = Precision(analytic=_precision(evidence), numeric=0.0).tolerance
     n_entries = sum(spec.size for spec in evidence.baseline.specs if spec.name in names)
-    if min(len(lines), n_entries) < _LEAST_LINES or not abs(factor) > tolerance or abs(factor - 1) <= _NO_FACTOR:
+    if min(len(lines), n_entries) < _LEAST_LINES or not abs(factor) > 0 or abs(factor - 1) <= _NO_FACTOR:
         return None
-    return (names, factor) if all(_fits(c, factor, tolerance) for c in lines) else None
+    sizes = [c.direction.norm(evidence.baseline.gradients) for c in lines]
+    fits = all(_fits(c, factor, tolerance, size) for c, size in zip(lines, sizes, strict=True))
+    return (names, factor) if fits else None
 
 
-def _fits(c: Comparison, factor: float, tolerance: float) -> bool:
+def _fits(c: Comparison, factor: float, tolerance: float, size: float) -> bool:
+    """Whether analytic = factor * numeric along a line; ``size`` is what the analytic value is if nothing cancels."""
     allowed = max(1.0, abs(factor)) * c.bound + tolerance * max(abs(factor), 1.0) * c.scale
     # measured against what is left of the scaled derivative, or a small factor would fit everything
     small = abs(factor) * (c.bound + tolerance * abs(c.numeric)) + tolerance * abs(c.analytic)
-    return abs(c.analytic - factor * c.numeric) <= min(allowed, small + c.bound)
+    # what bounds the numeric value is more than a gradient that was scaled down to almost nothing
+    own = c.bound if abs(factor) > tolerance else tolerance * size
+    return abs(c.analytic - factor * c.numeric) <= min(allowed, small + own)
 
 
 def _precision(evidence: Evidence) -> float:

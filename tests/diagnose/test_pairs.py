@@ -438,6 +438,27 @@ def test_what_is_no_sum_over_one_axis(change):
     assert "GA407" not in {finding.code for finding in gradaudit.audit(small(change)).findings}
 
 
+def clipped_while_scaled(scale, limit=1.0):
+    def fault(gradients):
+        norm = np.sqrt(sum((scale * a) ** 2 for g in gradients.values() for a in g.ravel()))
+        return {name: g * limit / norm for name, g in gradients.items()}
+
+    return mlp(fault)
+
+
+@pytest.mark.parametrize("scale", [2**10, 2**16])
+def test_clipped_before_the_loss_scale_was_divided_out(scale):
+    (finding,) = gradaudit.audit(clipped_while_scaled(scale)).findings
+    assert finding.code == "GA304"
+    assert finding.title == f"clipped by norm 1, while scaled by {scale:,}"
+    assert "before the loss scale was divided out" in finding.sentence
+
+
+def test_any_other_norm_is_just_a_factor():
+    (finding,) = gradaudit.audit(clipped_while_scaled(1000, limit=1.234)).findings
+    assert finding.code == "GA301"
+
+
 def test_a_fault_of_both_precisions_is_not_one_of_float32():
     model = mlp(times(1.1), dtype="float32")
     codes = [f.code for f in gradaudit.audit(recurrent()).findings + gradaudit.audit(model).findings]
