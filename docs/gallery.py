@@ -10,7 +10,7 @@ The convention, for every program ``docs/gallery/FRAMEWORK/NAME.py``:
 - ``# <- here`` marks the line, or lines, that the finding should name. Where a gradient is written by hand, nothing
   that runs tells its lines: there is no mark.
 - ``VERDICT`` is the right one, where it does not follow from the code.
-- ``MISSES``, if it is there, says what is reported instead, and why: code or line are not right yet.
+- ``MISSES``, if it is there, says what is reported instead, and why: verdict, code or line are not right yet.
 
 GA901, "unexplained", is never right: where no finding has the cause, it is expected, and a miss.
 """
@@ -124,6 +124,10 @@ class Outcome:
     def line_right(self) -> bool:
         """Without a mark no line is asked."""
         return not self.program.marked or self.lines == self.program.marked
+
+    @property
+    def right(self) -> bool:
+        return self.verdict_right and self.code_right and self.line_right
 
     @property
     def row(self) -> str:
@@ -244,12 +248,11 @@ def main() -> int:
         started = time.perf_counter()
         outcome = run(program)
         rows[program.name] = outcome.row
-        right = outcome.verdict_right and outcome.code_right and outcome.line_right
-        failed += not outcome.verdict_right or right == bool(program.misses)
+        failed += outcome.right == bool(program.misses)
         seconds = time.perf_counter() - started
         said = f"{outcome.report.verdict} {outcome.code} {sorted(outcome.lines)}"
-        sys.stdout.write(f"{'ok  ' if right else 'MISS'} {seconds:5.1f} s  {program.name}: {said}\n")
-        if arguments.reports or right == bool(program.misses):
+        sys.stdout.write(f"{'ok  ' if outcome.right else 'MISS'} {seconds:5.1f} s  {program.name}: {said}\n")
+        if arguments.reports or outcome.right == bool(program.misses):
             sys.stdout.write(f"{outcome.report}\n")
     if arguments.write:
         INDEX.write_text(page(rows), encoding="utf-8")
