@@ -1,4 +1,7 @@
-"""All pairwise distances, the diagonal included: sqrt(0) has an infinite slope."""
+"""All pairwise distances, the diagonal included: sqrt(0) has an infinite slope.
+
+Modelled on https://github.com/jax-ml/jax/issues/654.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Attention with a row that is masked altogether: softmax makes NaN of it, which is replaced by 0 afterwards."""
+"""Attention with a row that is masked altogether: softmax makes NaN of it, which is replaced by 0 afterwards.
+
+Modelled on https://github.com/pytorch/pytorch/issues/41508.
+"""
 
 import torch
 

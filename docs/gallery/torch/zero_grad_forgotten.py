@@ -1,4 +1,7 @@
-"""The training loop never calls zero_grad: each gradient is the sum of all so far."""
+"""The training loop never calls zero_grad: each gradient is the sum of all so far.
+
+Modelled on https://github.com/facebookresearch/nwm/issues/16.
+"""
 
 import torch
 
