@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from gradaudit.errors import OptionError
 from gradaudit.recurrent import Truncation
 
-__all__ = ["AuditOptions"]
+__all__ = ["AuditOptions", "Options", "options_of"]
+
+
+class Options(TypedDict, total=False):
+    """The same as keyword arguments, see `AuditOptions`."""
+
+    significant: float | None
+    false_alarm: float
+    max_evaluations: int
+    seed: int
+    parameters: str
+    truncation: Truncation | None
+    intended: Sequence[str]
+    entries: bool
+    batch_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,3 +77,19 @@ class AuditOptions:
         if self.truncation is not None and not isinstance(self.truncation, Truncation):
             msg = f"truncation must be a Truncation, got {self.truncation!r}"
             raise OptionError(msg, where="options", hint="gradaudit.tail(1), or Truncation.parse('tail:1')")
+
+
+def options_of(given: Options) -> AuditOptions:
+    """The options from keyword arguments.
+
+    Raises:
+        OptionError: an unknown one, or one out of its range.
+    """
+    known = Options.__annotations__
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        msg = f"unknown option{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}"
+        tuned = {"eps", "atol", "rtol", "tol", "delta"} & set(unknown)
+        hint = "there is no step or tolerance to tune; significant=1e-3 is the smallest relative error that matters"
+        raise OptionError(msg, where="options", hint=hint if tuned else f"one of {', '.join(known)}")
+    return AuditOptions(**given)

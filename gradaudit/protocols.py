@@ -215,6 +215,16 @@ class Backend(Protocol):
     def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> Model:
         """A model over a pure function of named tensors."""
 
+    def adapt(
+        self,
+        target: Any,
+        at: Any,
+        *,
+        loss: Callable[..., Any] | None,
+        gradient: Callable[..., Any] | bool | None,
+    ) -> Model | None:
+        """The user's own object as a model, see `gradaudit.audit`; None: it is none of this framework."""
+
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> Model:
         """A dense layer on all N*T vectors as one batch."""
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import cast
+from typing import Any, cast
 
-from gradaudit.errors import BackendNotInstalledError, BackendVersionError, UnknownBackendError
-from gradaudit.protocols import Backend
+from gradaudit.errors import (
+    AmbiguousBackendError,
+    BackendNotInstalledError,
+    BackendVersionError,
+    UnknownBackendError,
+)
+from gradaudit.protocols import Backend, Model
 
-__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "names"]
+__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "model_of", "names"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +92,41 @@ def get(name: str) -> Backend:
         msg = f"the backend {name!r} needs {spec.package} {wanted} or newer, but {version} is installed"
         raise BackendVersionError(msg, hint=f"pip install --upgrade '{spec.distributions[0]}>={wanted}'")
     return cast("Backend", import_module(f"gradaudit.backends.{name}").backend)
+
+
+def model_of(
+    target: Any,
+    at: Any = None,
+    *,
+    loss: Callable[..., Any] | None = None,
+    gradient: Callable[..., Any] | bool | None = None,
+) -> Model:
+    """What people have, as a model: itself if it is one, else by the framework that recognises it.
+
+    Only frameworks that are loaded already are asked; none is imported for it.
+
+    Raises:
+        AmbiguousBackendError: none recognises it, or more than one.
+    """
+    if at is None and loss is None and gradient is None and isinstance(target, Model):
+        return target
+    # frameworks first: NumPy takes what has a gradient written by hand
+    loaded = [spec.name for spec in reversed(BACKENDS) if spec.package in sys.modules]
+    adapted = {name: get(name).adapt(target, at, loss=loss, gradient=gradient) for name in loaded}
+    found = {name: model for name, model in adapted.items() if model is not None}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    what = f"a {type(target).__name__}" + ("" if at is None else f" at a {type(at).__name__}")
+    if found:
+        msg = f"{what} may be of {' or '.join(sorted(found))}"
+        hint = "give `at` as arrays of the framework that differentiates it, for example jnp.asarray(x)"
+        raise AmbiguousBackendError(msg, where="audit()", hint=hint)
+    msg = f"cannot audit {what}: no framework that is loaded ({', '.join(sorted(loaded))}) recognises it"
+    hint = (
+        "a module with loss=..., a function with its parameters as `at` (and gradient=... where they are NumPy "
+        "arrays), or an object with parameters(), loss(p) and value_and_grad(p)"
+    )
+    raise AmbiguousBackendError(msg, where="audit()", hint=hint)
 
 
 def _spec(name: str) -> BackendSpec:

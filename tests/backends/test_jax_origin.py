@@ -176,6 +176,17 @@ def overflow_before_a_scan(jnp, x):
     return loss(big, x)
 
 
+def overflow_before_a_branch(jnp, x):
+    import jax
+
+    big = jnp.exp(1000 + x)  # HERE
+
+    def taken(small, big):
+        return jnp.where(small > 1, big * small, small)
+
+    return jax.lax.cond(x[0] > 9, lambda small, big: small, taken, x, big).sum()
+
+
 #: Program to operation and whether its own value is not finite.
 _ALL = {
     where_sqrt: ("sqrt", False),
@@ -201,6 +212,7 @@ _ALL = {
     overflow_in_an_earlier_step: ("exp", True),
     overflow_within_a_scan: ("square", True),
     overflow_before_a_scan: ("exp", True),
+    overflow_before_a_branch: ("exp", True),
 }
 PROGRAMS = {f.__name__: f for f in _ALL}
 EXPECTED = {f.__name__: e for f, e in _ALL.items()}
@@ -297,6 +309,23 @@ def test_of_two_the_later_one_in_the_program():
 
     origin = model(loss, x=np.zeros(3)).origin()
     assert (origin.operation, [origin.line]) == ("pow", marked(loss, "# HERE"))
+
+
+def test_of_two_in_one_step_the_one_that_depends_on_parameters():
+    import jax
+    import jax.numpy as jnp
+
+    def loss(p):
+        def step(carry, _):
+            t, h = carry
+            h = jnp.sqrt(h)  # HERE
+            h = h + 1 + jnp.sqrt(t)
+            return (t + 1, h), None
+
+        return jax.lax.scan(step, (0.0, p["x"]), None, length=3)[0][1].sum()
+
+    origin = model(loss, x=np.zeros(3)).origin()
+    assert [origin.line] == marked(loss, "# HERE")
 
 
 def test_data_that_are_not_finite():

@@ -248,6 +248,33 @@ def test_in_a_rule_of_the_user(tf):
     check(model(masked), masked, "sqrt")
 
 
+def test_in_a_function_that_is_recomputed(tf):
+    def function(p):
+        roots = tf.recompute_grad(tf.sqrt)(p["x"])  # NAN
+        return tf.reduce_sum(roots)
+
+    check(model(function), function, "recompute_grad")
+
+
+def test_in_a_function_of_keras(tf):
+    import keras
+
+    def function(p):
+        return keras.ops.norm(0 * p["x"])  # NAN
+
+    check(model(function), function, "norm")
+
+
+def test_behind_a_gradient_in_the_loss(tf):
+    def function(p):
+        with tf.GradientTape() as tape:
+            tape.watch(p["x"])
+            y = tf.reduce_sum(tf.sqrt(p["x"] + 1.0) * p["x"])
+        return tf.norm(0 * tape.gradient(y, p["x"]))  # NAN
+
+    check(model(function), function, "norm")
+
+
 def test_gathered_rows(tf):
     def function(p):
         roots = tf.sqrt(tf.gather(p["x"], [0, 1, 0]))  # NAN
@@ -308,6 +335,29 @@ def test_threads_at_once():
     for thread in threads:
         thread.join()
     assert [(f.operation, [f.line]) for f in found] == 4 * [("norm", marked(norm_at_zero, "# NAN"))]
+
+
+def test_one_thread_does_not_end_the_callbacks_of_another():
+    """TensorFlow does so: the last callback of a thread ends those of all in `execute`."""
+    from tensorflow.python.eager import execute
+
+    listening, ended = [], threading.Event()
+
+    def elsewhere():
+        model(norm_at_zero).origin()
+        ended.set()
+
+    def waiting(p):
+        other.start()
+        ended.wait(timeout=1)
+        listening.append(execute.execute is execute.execute_with_callbacks)
+        return norm_at_zero(p)
+
+    other = threading.Thread(target=elsewhere)
+    assert model(waiting).origin() is not None
+    other.join()
+    assert ended.is_set()
+    assert listening == [True]
 
 
 def test_another_thread_is_not_listened_to(tf):

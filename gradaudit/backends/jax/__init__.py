@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
+from gradaudit.backends.jax.adapt import adapted
 from gradaudit.backends.jax.model import JaxModel, environment
 from gradaudit.backends.jax.recurrent import JaxNetwork
 from gradaudit.backends.network import NetworkModel
+from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
 __all__ = ["JaxBackend", "JaxModel", "JaxNetwork", "backend"]
@@ -27,6 +29,17 @@ class JaxBackend:
     def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> JaxModel:
         """A model over a pure function of a dict of arrays; for the options see `JaxModel`."""
         return JaxModel(function, parameters, **options)
+
+    def adapt(
+        self,
+        target: Any,
+        at: Any,
+        *,
+        loss: Callable[..., Any] | None,
+        gradient: Callable[..., Any] | bool | None,
+    ) -> Model | None:
+        """See `gradaudit.backends.jax.adapt`."""
+        return adapted(target, at, loss=loss) if gradient is None else None
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

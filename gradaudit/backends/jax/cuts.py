@@ -8,7 +8,7 @@ goes in and a value that the loss depends on comes out. `gradaudit.backends.jax.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -75,18 +75,18 @@ def listed(function: Function, *arguments: Any) -> list[Cut]:
     return list(found.values())
 
 
-def live(jaxpr: Any, n_parameters: int, *, through_cuts: bool = True) -> dict[Key, list[bool]]:
-    """The equations between the first arguments and the result, each with which of its inputs depend on those.
+def live(jaxpr: Any, n_parameters: int, *, through_cuts: bool = True) -> dict[Key, tuple[list[bool], list[bool]]]:
+    """The equations between the first arguments and the result: which inputs depend on those, which results matter.
 
     Args:
         jaxpr: the program.
         n_parameters: how many arguments are parameters.
         through_cuts: follow values; otherwise follow the gradient, which a cut stops.
     """
-    tainted, needed = _Search(through_cuts), _Search(through_cuts)
-    _taint(jaxpr, [i < n_parameters for i in range(len(jaxpr.invars))], (), tainted)
-    _need(jaxpr, [True] * len(jaxpr.outvars), (), needed)
-    return {place: given for place, given in tainted.found.items() if place in needed.found}
+    given, wanted = _Search(through_cuts), _Search(through_cuts)
+    _taint(jaxpr, [i < n_parameters for i in range(len(jaxpr.invars))], (), given)
+    _need(jaxpr, [True] * len(jaxpr.outvars), (), wanted)
+    return {place: (given.found[place], wanted.found[place]) for place in given.found.keys() & wanted.found}
 
 
 def tainted(equation: Any, given: list[bool]) -> list[bool]:
@@ -206,7 +206,7 @@ def key(equation: Any, chain: Chain) -> Key:
     return tuple(id(e) for e in (*chain, equation))
 
 
-def _executions(jaxpr: Any, found: Mapping[Key, Sequence[bool]]) -> Iterator[tuple[Cut, int]]:
+def _executions(jaxpr: Any, found: Collection[Key]) -> Iterator[tuple[Cut, int]]:
     last = None
     for equation, chain, times in walk(jaxpr):
         alive = is_cut(equation) and key(equation, chain) in found
@@ -224,7 +224,7 @@ def _executions(jaxpr: Any, found: Mapping[Key, Sequence[bool]]) -> Iterator[tup
 
 @dataclass(slots=True)
 class _Search:
-    """Equations found on the way, each with which of its inputs are reached."""
+    """Equations found on the way, each with which of its inputs depend, or which of its results matter."""
 
     through_cuts: bool
     found: dict[Key, list[bool]] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from jax import lax
 from jax import numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from gradaudit.backends.jax.cuts import CALLS, Chain, Function, installed, is_real, tainted, user_frame
+from gradaudit.backends.jax.cuts import CALLS, Chain, Function, frames, installed, is_real, tainted, user_frame
 from gradaudit.backends.jax.replay import bind
 from gradaudit.backends.jax.rules import is_rule, rule
 from gradaudit.sites import Origin
@@ -107,7 +107,7 @@ class _Level:
                 sums[variable] = sums[variable] + cotangent if variable in sums else cotangent
                 if not _finite(cotangent):
                     blamed.setdefault(variable, culprit)
-        return next((blamed[v] for v in self.jaxpr.invars if blamed.get(v) is not None and not _finite(sums[v])), None)
+        return next((blamed[v] for v in self.jaxpr.invars if blamed.get(v) is not None), None)
 
     def forward(self, variable: Any) -> _Culprit:
         """What made this value non-finite."""
@@ -214,7 +214,8 @@ class _Steps:
 
         options = {**self._options, "reverse": not self._options["reverse"]}
         at = self._carries, self._xs, cotangents[m:]
-        cts, before, after = lax.scan(step, cotangents[:m], at, **options)[1]
+        cts, *flags = lax.scan(step, cotangents[:m], at, **options)[1]
+        before, after = map(np.asarray, flags)
         for t in reversed(self._order):
             if before[t] and not after[t]:
                 culprit = self._level(t).backward([c[t] for c in (*cts, *cotangents[m:])])
@@ -276,21 +277,34 @@ def _all_finite(arrays: Sequence[Any]) -> Any:
 
 
 def _finite(array: Any) -> bool:
-    return bool(_all_finite([jnp.asarray(array)]))
+    real = jnp.issubdtype(jnp.result_type(array), np.inexact)
+    # by NumPy: JAX would compile a program for each shape
+    return not real or bool(np.isfinite(np.asarray(array)).all())
 
 
 def _named(equation: Any, chain: Chain, *, forward: bool) -> Origin:
     """As the user calls it: a function of JAX is named, not what it is made of."""
-    frame = user_frame(equation, chain)
-    path, line, function = frame[:3] if frame else ("", 0, "")
     name = rule(equation, chain).name if is_rule(equation) else equation.primitive.name
     for i in reversed(range(len(chain))):
         if chain[i].primitive.name not in ("jit", "pjit"):
             continue
-        where = getattr(chain[i].params["jaxpr"].jaxpr.debug_info, "func_filename", None)
-        outside = user_frame(chain[i], chain[:i])
-        if not where or not installed(where) or outside is None or outside[:2] != (path, line):
+        if not _of_library(equation, chain[i].params["jaxpr"].jaxpr.debug_info):
             break
-        name = chain[i].params["name"]
+        name, equation, chain = chain[i].params["name"], chain[i], chain[:i]
+    frame = user_frame(equation, chain)
+    path, line, function = frame[:3] if frame else ("", 0, "")
     name = name.lstrip("_")
     return Origin(operation=_WRITTEN.get(name, name), path=path, line=line, function=function, forward=forward)
+
+
+def _of_library(equation: Any, traced: Any) -> bool:
+    """Whether an equation of a traced function is a library's, not of a function of the user's that it calls."""
+    path = getattr(traced, "func_filename", None)
+    if not path or not installed(path):
+        return False
+    for frame in frames(equation.source_info.traceback):
+        if frame[0] == path and frame[3].co_name == traced.func_name:
+            return True  # what is further out may be another call, for which it was traced first
+        if not installed(frame[0]):
+            return False
+    return True

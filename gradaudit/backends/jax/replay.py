@@ -271,6 +271,7 @@ def _nan(shape: Any) -> Any:
 def bind(equation: Any, given: Sequence[Any]) -> list[Any]:
     """The results of an equation as it is."""
     found = equation.primitive.get_bind_params(equation.params)
-    # before JAX 0.10: (functions, parameters)
-    results = equation.primitive.bind(*given, **(found[1] if isinstance(found, tuple) else found))
+    # before JAX 0.10: the functions of a rule, and parameters
+    functions, params = found if isinstance(found, tuple) else ((), found)
+    results = equation.primitive.bind(*functions, *given, **params)
     return list(results) if equation.primitive.multiple_results else [results]

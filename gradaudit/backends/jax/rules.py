@@ -135,6 +135,7 @@ class _Call:
     times: int
     rule: CustomRule
     depends: list[bool]
+    matters: list[bool]
 
     @property
     def place(self) -> Key:
@@ -166,7 +167,7 @@ class _Call:
 def _calls(jaxpr: Any, n_parameters: int) -> list[_Call]:
     alive = live(jaxpr, n_parameters, through_cuts=False)
     return [
-        _Call(equation, chain, times, rule(equation, chain), alive[key(equation, chain)])
+        _Call(equation, chain, times, rule(equation, chain), *alive[key(equation, chain)])
         for equation, chain, times in walk(jaxpr)
         if is_rule(equation) and key(equation, chain) in alive
     ]
@@ -228,7 +229,7 @@ def _primal(_run: Run, equation: Any, given: Sequence[Any], chain: Chain) -> lis
 def _compared(call: _Call, given: Sequence[Any]) -> tuple[float, int]:
     """The largest relative error over the arguments, and which it is: by the first way that can be gone."""
     groups, equation = call.arguments, call.equation
-    results = [i for i, v in enumerate(equation.outvars) if is_real(v)]
+    results = [i for i, v in enumerate(equation.outvars) if call.matters[i] and is_real(v)]
 
     def of(function: Callable[[list[Any]], list[Any]]) -> Function:
         def moved(*moving: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
 from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.numpy.adapt import adapted
 from gradaudit.backends.numpy.model import NumpyModel, environment
 from gradaudit.backends.numpy.recurrent import NumpyNetwork
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
@@ -27,6 +28,17 @@ class NumpyBackend:
     def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> NumpyModel:
         """A model over a loss; pass ``gradient=`` as well, see `NumpyModel`."""
         return NumpyModel(function, parameters, **options)
+
+    def adapt(
+        self,
+        target: Any,
+        at: Any,
+        *,
+        loss: Callable[..., Any] | None,
+        gradient: Callable[..., Any] | bool | None,
+    ) -> NumpyModel | None:
+        """A loss with a gradient written by hand, see `gradaudit.backends.numpy.adapt`."""
+        return adapted(target, at, gradient=gradient) if loss is None else None
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

@@ -7,8 +7,10 @@ from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
 from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.tensorflow.adapt import adapted
 from gradaudit.backends.tensorflow.model import TensorflowModel, environment
 from gradaudit.backends.tensorflow.recurrent import TensorflowNetwork
+from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
 __all__ = ["TensorflowBackend", "TensorflowModel", "TensorflowNetwork", "backend"]
@@ -29,6 +31,17 @@ class TensorflowBackend:
     ) -> TensorflowModel:
         """A model over a loss, a plain function or a `tf.function`; see `TensorflowModel`."""
         return TensorflowModel(function, parameters, **options)
+
+    def adapt(
+        self,
+        target: Any,
+        at: Any,
+        *,
+        loss: Callable[..., Any] | None,
+        gradient: Callable[..., Any] | bool | None,
+    ) -> Model | None:
+        """See `gradaudit.backends.tensorflow.adapt`."""
+        return adapted(target, at, loss=loss) if gradient is None else None
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

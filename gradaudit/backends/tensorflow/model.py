@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias, final
 
@@ -129,7 +129,8 @@ class TensorflowModel:
         if self._vectorized is None or len(points) < 2:
             return self._one_by_one(points)
         try:
-            return _vector(self._vectorized(_tensors(stack(self._parameters, points))), len(points))
+            with _unlogged():
+                return _vector(self._vectorized(_tensors(stack(self._parameters, points))), len(points))
         except Exception:  # noqa: BLE001  # no one type says "no rule for this operation"; the loop raises what is none
             losses = self._one_by_one(points)
             self._vectorized = None
@@ -213,6 +214,18 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _vectorized_losses(function: Callable[[Tensors], Any], stacked: Tensors) -> tf.Tensor:
     return tf.vectorized_map(function, stacked, fallback_to_while_loop=False)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """An operation that cannot be vectorised is not worth the page that TensorFlow logs about it."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("CRITICAL")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _graph_bytes(function: Callable[[Tensors], Any], parameters: NamedArrays) -> int:

@@ -79,7 +79,8 @@ def _run(function: EagerFunction, parameters: NamedArrays) -> tuple[list[_Operat
 
     def of_the_user(call: RuleCall, run: Rewritten) -> None:
         inputs, outputs = (_floating(tf.nest.flatten(part)) for part in ((call.args, call.kwargs), call.result))
-        operations.append(_Operation(call.rule.name, caller(), inputs, outputs, _ruled(call, run, inputs)))
+        name = call.rule.name if call.rule.kind == "custom_gradient" else call.rule.kind
+        operations.append(_Operation(name, caller(), inputs, outputs, _ruled(call, run, inputs)))
 
     with _callback(of_tensorflow):
         evaluation = evaluate(function, parameters, watcher=of_the_user)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from types import CodeType
@@ -15,6 +16,7 @@ from gradaudit.backends.tensorflow.comparison import UNKNOWN, Comparison, Error,
 from gradaudit.backends.tensorflow.eager import (
     EagerFunction,
     EagerModel,
+    Evaluation,
     Rewritten,
     RuleCall,
     Twin,
@@ -61,24 +63,26 @@ class RuleExperiments:
 
     def _compared(self) -> tuple[CustomRule, ...]:
         seen: dict[CustomRule, list[RuleCall]] = {}
-        gradients = self._gradients(watcher=lambda call, _: seen.setdefault(call.rule, []).append(call))
+        evaluation = self._evaluated(watcher=lambda call, _: seen.setdefault(call.rule, []).append(call))
+        if not seen:
+            return ()
+        gradients = _gradients(evaluation)
         chosen = {rule: set(_chosen([_make(call.function) for call in calls])) for rule, calls in seen.items()}
         upstream = {rule: [call.upstream[:1] for call in calls] for rule, calls in seen.items()}
-        runs = dict.fromkeys(seen, 0)
-        found: dict[CustomRule, list[Error]] = {rule: [] for rule in seen}
+        seen.clear()  # what an execution made is not needed any more
+        runs: Counter[CustomRule] = Counter()
+        found: dict[CustomRule, list[Error]] = {rule: [] for rule in chosen}
 
         def compare(call: RuleCall, run: Rewritten) -> None:
             n = runs[call.rule]
-            if n in chosen[call.rule]:
+            if n in chosen.get(call.rule, ()):
                 found[call.rule].append(Comparison(call, run, *upstream[call.rule][n]).error())
             runs[call.rule] += 1
 
-        seen.clear()  # what an execution made is not needed any more
-        if runs:
-            evaluate(self._function, self._parameters, watcher=compare)
+        self._evaluated(watcher=compare)
         return tuple(
-            replace(rule, executions=runs[rule], error=worst.error, argument=worst.argument)
-            for rule in runs
+            replace(rule, executions=len(upstream[rule]), error=worst.error, argument=worst.argument)
+            for rule in chosen
             for worst in [self._with_captured(rule, found[rule], gradients)]
         )
 
@@ -88,19 +92,22 @@ class RuleExperiments:
         captured = max((e.captured for e in errors), default=0)
         if not captured or worst.error > _NEGLIGIBLE or gradients is None:
             return worst
-        true = self._gradients(replaced=frozenset([rule]))
+        true = _gradients(self._evaluated(replaced=frozenset([rule])))
         pairs = [] if true is None else [(g, t) for g, t in zip(gradients, true, strict=True) if t is not None]
         missing = any(relative_error(np.zeros_like(t) if g is None else g, t) > _NEGLIGIBLE for g, t in pairs)
         return worst._replace(error=1.0, argument=captured) if missing else worst
 
-    def _gradients(self, **options: Any) -> list[Array | None] | None:
-        """Of the loss; None if a rule raises."""
-        evaluation = evaluate(self._function, self._parameters, **options)
-        try:
-            found = evaluation.tape.gradient(tf.convert_to_tensor(evaluation.loss), list(evaluation.tensors.values()))
-        except Exception:  # noqa: BLE001  # whatever the user's rule raises
-            return None
-        return [dense(g) for g in found]
+    def _evaluated(self, **options: Any) -> Evaluation:
+        return evaluate(self._function, self._parameters, **options)
+
+
+def _gradients(evaluation: Evaluation) -> list[Array | None] | None:
+    """None if a rule raises."""
+    try:
+        found = evaluation.tape.gradient(tf.convert_to_tensor(evaluation.loss), list(evaluation.tensors.values()))
+    except Exception:  # noqa: BLE001  # whatever the user's rule raises
+        return None
+    return [dense(g) for g in found]
 
 
 # --- which executions are compared ---

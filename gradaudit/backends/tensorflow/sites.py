@@ -95,13 +95,22 @@ _public_names: dict[CodeType, str] = {}
 
 
 def _public_name(frame: FrameType) -> str:
-    """What users call this function of TensorFlow: ``norm`` of ``tf.linalg.norm``; empty if they do not."""
+    """What users call this function: ``norm`` of ``tf.linalg.norm`` or ``keras.ops.norm``; empty if they do not."""
     code = frame.f_code
     if code not in _public_names:
         function = frame.f_globals.get(code.co_name)
-        name = None if function is None else private("util.tf_export").get_canonical_name_for_symbol(function)
-        _public_names[code] = (name or "").rpartition(".")[2]
+        named = _exported(function) if inspect.isroutine(function) else None
+        _public_names[code] = (named or "").rpartition(".")[2]
     return _public_names[code]
+
+
+def _exported(function: Any) -> str | None:
+    try:
+        name: str | None = private("util.tf_export").get_canonical_name_for_symbol(function)
+        keras = sys.modules.get("keras.src.api_export")
+        return keras.get_name_from_symbol(function) if name is None and keras is not None else name
+    except (ImportError, AttributeError):  # a name is not worth a failure in other versions
+        return None
 
 
 def cut_here(kind: str, *, removable: bool) -> Cut:

@@ -7,8 +7,10 @@ from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
 from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.model import TorchModel, environment
 from gradaudit.backends.torch.recurrent import TorchNetwork
+from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
 __all__ = ["TorchBackend", "TorchModel", "TorchNetwork", "backend"]
@@ -27,6 +29,17 @@ class TorchBackend:
     def function_model(self, function: Callable[..., Any], parameters: Mapping[str, Any], **options: Any) -> TorchModel:
         """A model over a pure function ``dict[str, Tensor] -> scalar Tensor``, see `TorchModel`."""
         return TorchModel(function, parameters, **options)
+
+    def adapt(
+        self,
+        target: Any,
+        at: Any,
+        *,
+        loss: Callable[..., Any] | None,
+        gradient: Callable[..., Any] | bool | None,
+    ) -> Model | None:
+        """See `gradaudit.backends.torch.adapt`."""
+        return adapted(target, at, loss=loss) if gradient is None else None
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

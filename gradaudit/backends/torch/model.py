@@ -277,7 +277,8 @@ class TorchModel:
     def _vectorised(self, points: Sequence[Point]) -> Array | None:
         """The losses by vmap, or None, for good, where the function is beyond it."""
         try:
-            with self._recording():
+            with self._recording(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # it is still faster
                 losses = as_array(torch.func.vmap(self._function)(self._tensors(stack(self._parameters, points))))
         except Exception:  # noqa: BLE001  # whatever is wrong, the loop meets it again if it is not vmap's fault
             self._vectorises = False

@@ -1,0 +1,65 @@
+"""What JAX users have: a function of a pytree, or a pytree (a module) and a loss of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradaudit.backends.jax.model import JaxModel
+
+__all__ = ["adapted"]
+
+#: The name of an array that stands alone.
+_ALONE = "x"
+
+
+def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> JaxModel | None:
+    """A function of the pytree ``at``, or the pytree ``target`` with a loss of it; None: neither holds JAX's arrays.
+
+    Leaves that are no floating-point arrays stay what they are. A Flax NNX module is split into its parameters and
+    the rest, which starts anew at every evaluation.
+    """
+    if loss is not None:
+        found = _nnx(target, loss) if at is None else None
+        function, tree = found if found is not None else (loss, target)
+    else:
+        function, tree = target, at
+    if not callable(function) or tree is None:
+        return None
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = [leaf for _, leaf in paths]
+    # NumPy arrays are somebody's whose gradient is written by hand, unless there is a loss without one
+    if not any(isinstance(leaf, jax.Array) for leaf in leaves):
+        return None
+    names = {i: _name(path) for i, (path, leaf) in enumerate(paths) if _is_real(leaf)}
+    if not names:
+        return None
+
+    def of_named(p: dict[str, jax.Array]) -> Any:
+        given = [p[names[i]] if i in names else leaf for i, leaf in enumerate(leaves)]
+        return function(jax.tree_util.tree_unflatten(structure, given))
+
+    return JaxModel(of_named, {name: np.asarray(leaves[i]) for i, name in names.items()})
+
+
+def _is_real(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray)) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def _name(path: Any) -> str:
+    """A path as its parts, without JAX's brackets and quotes: ``layers.0.weight``."""
+    parts = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+    return ".".join(parts) or _ALONE
+
+
+def _nnx(module: Any, loss: Callable[..., Any]) -> tuple[Callable[..., Any], Any] | None:
+    nnx = getattr(sys.modules.get("flax"), "nnx", None)
+    if nnx is None or not isinstance(module, nnx.Module):
+        return None
+    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+    return lambda p: loss(nnx.merge(graph, p, rest, copy=True)), parameters
