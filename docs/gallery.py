@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 
 import gradaudit
-from gradaudit import AuditReport
+from gradaudit import AuditReport, Finding, Verdict
 
 GALLERY = Path(__file__).resolve().parent / "gallery"
 INDEX = GALLERY / "index.md"
@@ -37,14 +37,17 @@ TITLES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "Ten
 #: The verdict that belongs to a code; DISAGREE to all others.
 VERDICTS = {"": "AGREE", "GA601": "AGREE", "GA602": "INCONCLUSIVE", "GA701": "INCONCLUSIVE", "GA801": "INCONCLUSIVE"}
 UNEXPLAINED = "GA901"
+#: What may be said of the point or of the loss before the cause of a wrong gradient.
+NOTES = ("GA601", "GA602", "GA702", "GA801")
 INTRODUCTION = """\
 Wrong programs, each under 40 lines, with what should be said of them and what gradaudit says; and correct ones that
 look wrong: they agree, or are judged given the cuts that their author means. `python docs/gallery.py --write` runs
 them all and writes this page.
 
-Expected and reported are the verdict and the code of the first finding. `line` tells whether that finding names exactly
-the lines that are marked `# <- here` in the program; where a gradient is written by hand, nothing that runs tells its
-lines, and none is asked for. [GA901](../reference/findings.md), "unexplained", never counts as right."""
+Expected and reported are the verdict and the code of the first finding; where the gradient is wrong, of the first
+that is a cause (a kink, or random numbers that had to be held, are said before). `line` tells whether that finding
+names exactly the lines that are marked `# <- here` in the program; where a gradient is written by hand, nothing that
+runs tells its lines, and none is asked for. [GA901](../reference/findings.md), "unexplained", never counts as right."""
 HEAD = """\
 | program | what is wrong | report | expected | reported | confidence | line |
 |---|---|---|---|---|---|---|"""
@@ -99,14 +102,21 @@ class Outcome:
     report: AuditReport
 
     @property
+    def finding(self) -> Finding | None:
+        """The first one; of a wrong gradient the first that is a cause."""
+        causes = [finding for finding in self.report.findings if finding.code not in NOTES]
+        chosen = causes if self.report.verdict is Verdict.DISAGREE else self.report.findings
+        return next(iter(chosen or self.report.findings), None)
+
+    @property
     def code(self) -> str:
-        return self.report.findings[0].code if self.report.findings else ""
+        return self.finding.code if self.finding else ""
 
     @property
     def lines(self) -> frozenset[int]:
-        """The lines of the program that the first finding names, in its title or else in its sentence."""
-        finding = self.report.findings[0] if self.report.findings else None
-        for text in () if finding is None else (finding.title, finding.sentence):
+        """The lines of the program that the finding names, in its title or else in its sentence."""
+        named = self.finding is not None and self.code != UNEXPLAINED
+        for text in (self.finding.title, self.finding.sentence) if named else ():
             found = frozenset(int(n) for name, n in _PLACE.findall(text) if name == self.program.path.name)
             if found:
                 return found
@@ -140,7 +150,7 @@ class Outcome:
             f"[{words[0]}/{words[1]}#{words[3]}]({program.source})" if program.source else "",
             f"{program.verdict} {program.expected}".strip(),
             f"{self.report.verdict} {self.code}".strip(),
-            self.report.findings[0].confidence if self.report.findings else "",
+            self.finding.confidence if self.finding else "",
             ("yes" if self.line_right else "no") if program.marked else "",
         )
         return f"| {' | '.join(cells)} |"
