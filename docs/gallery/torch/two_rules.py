@@ -30,12 +30,12 @@ class Square(torch.autograd.Function):
 
 
 x = torch.randn(16, 4).double()
+weights = {"w": torch.randn(4, 5).double(), "v": torch.randn(5, 2).double()}
 
 
 def loss(p):
     return Square.apply(Sine.apply(x @ p["w"]) @ p["v"]).mean()
 
 
-weights = {"w": torch.randn(4, 5, dtype=torch.float64), "v": torch.randn(5, 2, dtype=torch.float64)}
 model = registry.get("torch").function_model(loss, weights)
 EXPECTED = "GA501"
