@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,26 +46,58 @@ def _of_keras(keras: Any, model: Any, loss: Callable[..., Any] | None) -> Tensor
 
     def function(p: Mapping[str, Any]) -> Any:
         # what the model writes to its other variables (statistics, seeds) stays in the scope
-        mapping = [(variable, p[variable.path]) for variable in trained]
+        scope = keras.StatelessScope()
+        # given to the scope itself, values would be rounded to the variables' dtype
+        scope.state_mapping.update({id(variable): p[variable.path] for variable in trained})
         wide = all(value.dtype == tf.float64 for value in p.values())
-        with _computing_in(model, "float64" if wide else None), keras.StatelessScope(state_mapping=mapping):
+        with _computing_in(keras, model, "float64" if wide else None), scope:
             return loss(model)
 
     return TensorflowModel(function, {variable.path: variable.numpy() for variable in trained})
 
 
 @contextmanager
-def _computing_in(model: Any, dtype: str | None) -> Iterator[None]:
-    """Let all layers compute in a dtype meanwhile; None: as they are."""
-    layers = [] if dtype is None else [layer for layer in model._flatten_layers() if hasattr(layer, "dtype_policy")]  # noqa: SLF001  # nothing public finds layers inside layers
+def _computing_in(keras: Any, model: Any, dtype: str | None) -> Iterator[None]:
+    """Let all layers, and losses in this thread, compute in a dtype meanwhile; None: as they are."""
+    layers = []
+    if dtype is not None:
+        # nothing public finds the layers inside layers
+        layers = [layer for layer in model._flatten_layers() if hasattr(layer, "dtype_policy")]  # noqa: SLF001
     before = [layer.dtype_policy for layer in layers]
     try:
         for layer in layers:
             layer.dtype_policy = dtype
-        yield
+        with _losses_in(keras, dtype):
+            yield
     finally:
         for layer, policy in zip(layers, before, strict=True):
             layer.dtype_policy = policy
+
+
+@contextmanager
+def _losses_in(keras: Any, dtype: str | None) -> Iterator[None]:
+    """A loss object casts to the dtype that it was made with; nobody knows which one the user's function holds."""
+    if dtype is None:
+        yield
+        return
+    thread = threading.get_ident()
+    with _lock:
+        if not _wide:
+            _original.append(keras.Loss.dtype)
+            keras.Loss.dtype = property(lambda loss: _wide.get(threading.get_ident()) or _original[0].fget(loss))
+        _wide[thread] = dtype
+    try:
+        yield
+    finally:
+        with _lock:
+            del _wide[thread]
+            if not _wide:
+                keras.Loss.dtype = _original.pop()
+
+
+_lock = threading.Lock()
+_wide: dict[int, str] = {}
+_original: list[Any] = []
 
 
 def _is_trained(x: Any) -> bool:

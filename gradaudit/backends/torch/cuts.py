@@ -27,7 +27,7 @@ import gradaudit
 from gradaudit.backends.torch.state import eager
 from gradaudit.sites import Cut
 
-__all__ = ["SKIPPED", "held", "listed", "removed"]
+__all__ = ["SKIPPED", "Mode", "held", "listed", "removed"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 _Leaves: TypeAlias = Mapping[str, Tensor]
@@ -104,7 +104,7 @@ class _Region:
     live: bool = False
 
 
-class _Mode(TorchFunctionMode):  # type: ignore[misc]
+class Mode(TorchFunctionMode):  # type: ignore[misc]
     """Knows the line of a call, and in which regions without gradient it lies."""
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ def _cut(kind: str, frame: FrameType | None, function: str) -> Cut:
     )
 
 
-class _Removing(_Mode):
+class _Removing(Mode):
     """Lets the gradient through some cuts."""
 
     def __init__(self, cuts: frozenset[Cut]) -> None:
@@ -202,7 +202,7 @@ def _wrapped(data: Any, like: Tensor) -> Tensor:
     return torch.as_tensor(data).to(like.device, like.dtype)
 
 
-class _Following(_Mode):
+class _Following(Mode):
     """Follows what depends on parameters, counts cuts of it, and records what some of them produce, or replays it."""
 
     def __init__(self, leaves: _Leaves, cuts: Collection[Cut] = (), replayed: _Values | None = None) -> None:

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
 from torch.autograd import Function
 
-from gradaudit.backends.torch.state import eager
+from gradaudit.backends.torch.state import Patches, eager
 from gradaudit.sites import CustomRule
 
 __all__ = ["Handler", "Rule", "handling"]
@@ -29,8 +29,6 @@ Arguments: TypeAlias = Sequence[Any]
 
 _LIBRARY = "torch._library.autograd"
 _NOTE = "_gradaudit"
-_MISSING = object()
-_LOCK = threading.RLock()
 _LOCAL = threading.local()
 
 
@@ -58,6 +56,10 @@ class Rule:
         """Run the forward, for its own sake."""
         if self.implementation is not None:
             return self.implementation(*args[:-1], **args[-1].keyword_only_args)
+        return self.run(ctx, args)
+
+    def run(self, ctx: Any, args: Arguments) -> Any:
+        """Run the forward as autograd does."""
         return self.forward(*args) if self.setup_context else self.forward(ctx, *args)
 
     def differentiate(self, ctx: Any, grads: Sequence[Any]) -> Any:
@@ -71,7 +73,13 @@ def _boxed(cls: Any) -> bool:
 
 
 class Handler:
-    """Stands between autograd and hand-written rules, in the thread that entered it."""
+    """Stands between autograd and hand-written rules, in the thread that entered it.
+
+    Attributes:
+        precedes: asked before the others, whichever was entered first.
+    """
+
+    precedes = False
 
     def handles(self, rule: Rule) -> bool:
         """Whether calls of this one are its business."""
@@ -92,18 +100,16 @@ class Handler:
 
 @contextmanager
 def handling(handler: Handler) -> Iterator[None]:
-    """Let this one handle rules in this thread; where several are entered, the outermost that wants to."""
+    """Let this one handle rules in this thread; where several are entered, the first that wants to."""
     stack = _stack()
-    _INSTALLED.enter()
-    stack.append(handler)
+    stack.insert(0 if handler.precedes else len(stack), handler)
     try:
-        with eager():
+        with _INSTALLED.held(), eager():
             yield
     finally:
         stack.remove(handler)
         if not stack:
             _LOCAL.pending.clear()
-        _INSTALLED.leave()
 
 
 def _stack() -> list[Handler]:
@@ -117,60 +123,27 @@ def _handler(rule: Rule) -> Handler | None:
     return next((handler for handler in _stack() if handler.handles(rule)), None)
 
 
-class _Installed:
-    """The wrappers, as long as any thread has a handler."""
-
-    def __init__(self) -> None:
-        self._entered = 0
-        self._before: list[tuple[Any, str, Any, Any]] = []
-
-    def enter(self) -> None:
-        """Wrap, if nobody has yet."""
-        with _LOCK:
-            self._entered += 1
-            if self._entered > 1:
-                return
-            classes = list(_subclasses(Function))
-            # all are read before any is wrapped: they inherit from one another
-            for rule in [rule for cls in classes if (rule := _rule(cls)) is not None]:
-                self._wrap(rule)
-            self._put(Function, "__init_subclass__", classmethod(_new))
-
-    def leave(self) -> None:
-        """Put back what was there, if nobody is left."""
-        with _LOCK:
-            self._entered -= 1
-            while not self._entered and self._before:
-                cls, name, wrapper, raw = self._before.pop()
-                if cls.__dict__.get(name) is not wrapper:  # somebody else has changed it meanwhile
-                    continue
-                if raw is _MISSING:
-                    delattr(cls, name)
-                else:
-                    setattr(cls, name, raw)
-
-    def add(self, cls: Any) -> None:
-        """Wrap a class that has just been written."""
-        with _LOCK:
-            rule = _rule(cls) if self._entered else None
-            if rule is not None:
-                self._wrap(rule)
-
-    def _wrap(self, rule: Rule) -> None:
-        for name, wrapper in _wrappers(rule).items():
-            self._put(rule.cls, name, staticmethod(wrapper))
-
-    def _put(self, cls: Any, name: str, wrapper: Any) -> None:
-        self._before.append((cls, name, wrapper, cls.__dict__.get(name, _MISSING)))
-        setattr(cls, name, wrapper)
+def _install(patches: Patches) -> None:
+    # all are read before any is wrapped: they inherit from one another
+    for rule in [rule for cls in _subclasses(Function) if (rule := _rule(cls)) is not None]:
+        _wrap(patches, rule)
+    patches.put(Function, "__init_subclass__", classmethod(_new))
 
 
-_INSTALLED = _Installed()
+def _wrap(patches: Patches, rule: Rule) -> None:
+    for name, wrapper in _wrappers(rule).items():
+        patches.put(rule.cls, name, staticmethod(wrapper))
 
 
 def _new(cls: Any, /, **options: Any) -> None:
+    """A class is written meanwhile."""
     super(Function, cls).__init_subclass__(**options)
-    _INSTALLED.add(cls)
+    rule = _rule(cls)
+    if rule is not None:
+        _wrap(_INSTALLED, rule)
+
+
+_INSTALLED = Patches(_install)
 
 
 def _subclasses(cls: Any) -> Iterator[Any]:
@@ -182,7 +155,7 @@ def _subclasses(cls: Any) -> Iterator[Any]:
 def _rule(cls: Any) -> Rule | None:
     """What is written in a class; None: PyTorch's own, or without a backward."""
     library = cls.__module__ == _LIBRARY
-    if cls.__module__.partition(".")[0] == "torch" and not library:
+    if str(cls.__module__).partition(".")[0] == "torch" and not library:
         return None
     forward, backward, setup = map(_written, (cls.forward, _backward(cls), cls.setup_context))
     implementation, name, rule = None, cls.__qualname__.rpartition("<locals>.")[2], backward
@@ -192,7 +165,7 @@ def _rule(cls: Any) -> Rule | None:
         rule = getattr(cells.get("info"), "_backward_fn", None)
         name = str(getattr(getattr(cells.get("op"), "_schema", None), "name", name))
         implementation = None if "orig_forward" in cells else getattr(cells.get("info"), "_init_fn", None)
-    if rule is None or rule in {Function.backward, Function.vjp}:
+    if rule is None or rule is Function.backward:
         return None
     path, line = _place(rule)
     installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
@@ -217,15 +190,18 @@ def _cells(function: Any) -> dict[str, Any]:
 
 
 def _place(function: Any) -> tuple[str, int]:
-    """File and line of the ``def``, not of its decorators."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return "unknown", 0
+    return ("unknown", 0) if code is None else (code.co_filename, _line(code))
+
+
+@functools.lru_cache(maxsize=4096)
+def _line(code: CodeType) -> int:
+    """Of the ``def``, not of its decorators."""
     try:
         lines, first = inspect.getsourcelines(code)
     except (OSError, TypeError):
-        return code.co_filename, code.co_firstlineno
-    return code.co_filename, first + next((i for i, text in enumerate(lines) if text.lstrip().startswith("def ")), 0)
+        return code.co_firstlineno
+    return first + next((i for i, text in enumerate(lines) if text.lstrip().startswith("def ")), 0)
 
 
 def _wrappers(rule: Rule) -> Mapping[str, Callable[..., Any]]:

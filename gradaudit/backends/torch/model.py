@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
-from gradaudit.backends.torch.cuts import held, listed, removed
+from gradaudit.backends.torch.cuts import held
+from gradaudit.backends.torch.hooks import listed, removed
 from gradaudit.backends.torch.origin import found
 from gradaudit.backends.torch.rules import compared, replacing
 from gradaudit.backends.torch.state import preserved, threads
@@ -181,7 +182,7 @@ class TorchModel:
         return twin if loss.dtype == np.float64 else None
 
     def cuts(self) -> Sequence[Cut]:
-        """Where the gradient is cut: see `gradaudit.backends.torch.cuts`."""
+        """Where the gradient is cut, or changed by a hook: see `gradaudit.backends.torch.cuts` and `hooks`."""
         with preserved(), self._recording():
             return listed(self._function, self._leaves(self._parameters))
 

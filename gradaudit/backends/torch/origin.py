@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.torch.cuts import SKIPPED
@@ -24,12 +25,15 @@ Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 
 #: What the user writes as an operator, or as a function of a namespace.
 _NAMES = {"rdiv": "div", "truediv": "div", "rtruediv": "div", "rsub": "sub", "rpow": "pow", "rmatmul": "matmul"}
-_NAMES |= {"radd": "add", "rmul": "mul", "getitem": "getitem", "setitem": "setitem"}
+_NAMES |= {"radd": "add", "rmul": "mul", "grad": "autograd.grad"}
 _NAMESPACES = ("linalg", "fft", "special")
 
 
 def found(function: Function, leaves: dict[str, Tensor]) -> Origin | None:
-    """The operation that makes a non-finite gradient of finite ones, in one run; None where all is finite."""
+    """The operation that makes a non-finite gradient of finite ones, in one run.
+
+    None where all is finite, and where several finite gradients of one parameter have an infinite sum.
+    """
     recording = _Recording()
     with handling(_Applied(recording.sites)), recording:
         loss = function(dict(leaves))
@@ -54,23 +58,20 @@ class _Recording(TorchFunctionMode):  # type: ignore[misc]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        frame = sys._getframe(1)  # noqa: SLF001
+        # what nobody has seen being made: by an extension, or a view of what has been changed in place
+        self._add(_tensors((args, kwargs)), "", frame)
         result = func(*args, **kwargs)
-        made = [x for x in (*_tensors(result), *args[:1]) if isinstance(x, Tensor) and x.grad_fn is not None]
-        if any(x.grad_fn not in self.sites for x in made):
-            frame = sys._getframe(1)  # noqa: SLF001
-            # what went in unseen: from an extension, or a view of what has been changed in place
-            for x in _tensors((args, kwargs)):
-                if x.grad_fn is not None and not any(x is y for y in made):
-                    self._add(x, "", frame)
-            for x in made:
-                self._add(x, _name(func), frame)
+        self._add((*_tensors(result), *_tensors(args[:1])), _name(func), frame)
         return result
 
-    def _add(self, x: Tensor, name: str, frame: FrameType) -> None:
-        site = None
-        for node in self.reached(x.grad_fn, self.sites):
-            site = site or _site(name, frame, x)
-            self.sites[node] = site if name else replace(site, operation=_node_name(node))
+    def _add(self, tensors: Iterable[Tensor], name: str, frame: FrameType) -> None:
+        for x in tensors:
+            if x.grad_fn is None or x.grad_fn in self.sites:
+                continue
+            site = _site(name, frame, x)
+            for node in list(self.reached(x.grad_fn, self.sites)):
+                self.sites[node] = site if name else replace(site, operation=_node_name(node))
 
     @staticmethod
     def reached(node: Any, known: Mapping[Any, Origin] | None = None) -> Iterator[Any]:
@@ -101,7 +102,7 @@ class _Applied(Handler):
 
     def run(self, rule: Rule, ctx: Any, args: Sequence[Any]) -> tuple[Any, Any]:
         """The forward as it is."""
-        return rule.forward(*args) if rule.setup_context else rule.forward(ctx, *args), None
+        return rule.run(ctx, args), None
 
     def settle(self, rule: Rule, ctx: Any, args: Sequence[Any], output: Any, note: Any) -> None:  # noqa: ARG002
         """The ctx is the node."""
@@ -148,6 +149,13 @@ def _finite(gradients: Any) -> bool:
     return all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
 
 
+def _plain(x: Tensor) -> Tensor:
+    """The values, inside a transform of `torch.func` as well."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x.detach()
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
@@ -171,7 +179,7 @@ def _node_name(node: Any) -> str:
 
 def _site(name: str, frame: FrameType | None, outputs: Any) -> Origin:
     outside = _first(frame, library=False) or _first(frame, library=True)
-    forward = not _finite([x.detach() for x in _tensors(outputs)])
+    forward = not _finite([_plain(x) for x in _tensors(outputs)])
     if outside is None:
         return Origin(operation=name, path="unknown", line=0, forward=forward)
     code = outside.f_code

@@ -12,7 +12,19 @@ from torch import Tensor
 
 from gradaudit.backends.torch.functions import Rule
 
-__all__ = ["Differences", "NotDifferentiableError", "Primal", "Tensors", "is_float", "paired", "rewound", "unpacked"]
+__all__ = [
+    "Context",
+    "Differences",
+    "NotDifferentiableError",
+    "Primal",
+    "Tensors",
+    "is_float",
+    "normal",
+    "paired",
+    "rewound",
+    "unit",
+    "unpacked",
+]
 
 Tensors: TypeAlias = dict[int, Tensor]
 
@@ -37,7 +49,7 @@ def _is_in(x: Any, values: Sequence[Any]) -> bool:
 
 def paired(one: Tensor, other: Tensor) -> float:
     """The inner product that a gradient and a direction have, of complex numbers as well."""
-    return float((one.detach().conj() * other).real.sum())
+    return float((one.conj() * other).real.sum())
 
 
 def unpacked(results: Any) -> tuple[Any, ...]:
@@ -56,7 +68,7 @@ def rewound(state: Tensor | None) -> Iterator[None]:
         yield
 
 
-class _Context:
+class Context:
     """What a forward may do to its ctx."""
 
     def __init__(self, needs: tuple[bool, ...]) -> None:
@@ -66,15 +78,18 @@ class _Context:
         self.constant: tuple[Any, ...] = ()
 
     def save_for_backward(self, *tensors: Any) -> None:
+        """Kept; there are no hooks around."""
         self.saved_tensors = tensors
 
     def save_for_forward(self, *tensors: Any) -> None:
         """Forward mode is not asked for."""
 
     def mark_dirty(self, *tensors: Any) -> None:
+        """Kept."""
         self.dirty = tensors
 
     def mark_non_differentiable(self, *tensors: Any) -> None:
+        """Kept."""
         self.constant = tensors
 
     def set_materialize_grads(self, value: Any) -> None:
@@ -101,7 +116,7 @@ class Primal:
             copies = {i: leaf.clone() for i, leaf in self.leaves.items()}  # a leaf cannot be changed in place
         self.given = tuple(copies.get(id(a), a) for a in args)
         self._versions = {i: copy._version for i, copy in copies.items()}  # noqa: SLF001
-        self.context = _Context(needs)
+        self.context = Context(needs)
         # saved as they are: what is around, checkpointing for example, counts what a forward saves
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_identity, _identity):
             self.output = rule.primal(self.context, self.given)
@@ -200,45 +215,50 @@ class Differences:
         self._rule, self._args, self._grads, self._random = rule, args, grads, random
         self._generator = torch.Generator().manual_seed(0)
         self._double = True
+        self._middle: list[Any] | None = None
         try:
-            self._outputs({}, 0.0)
+            self._middle = self._outputs({}, 0.0)
         except Exception:  # noqa: BLE001  # a constant of another dtype, a kernel that has no float64, ...
             self._double = False
 
-    def scale(self, x: Tensor) -> float:
-        """What is one unit for an argument: its root mean square, if it is not zero."""
-        size = float(x.detach().abs().double().square().mean().sqrt()) if x.numel() else 0.0
-        return size if size > 0 and math.isfinite(size) else 1.0
+    def outputs(self) -> list[Any]:
+        """Of the primal, run again."""
+        return self._outputs({}, 0.0)
 
     def direction(self, arguments: Mapping[int, Tensor]) -> Tensors:
         """Random, in each argument about as large as the argument."""
-        return {i: self._random_like(x) * self.scale(x) for i, x in arguments.items()}
+        return {i: normal(x, self._generator) * unit(x) for i, x in arguments.items()}
 
     def along(self, direction: Tensors) -> tuple[float, float]:
-        """The derivative along a direction, and its uncertainty."""
-        coarse, fine = (self._slope(direction, _STEPS[self._double] / k) for k in (1, 8))
-        return fine, abs(fine - coarse)
+        """The derivative along a direction, and its uncertainty, a kink at the very point included."""
+        (coarse, wide), (fine, narrow) = (self._slope(direction, _STEPS[self._double] / k) for k in (1, 8))
+        # of a smooth function the two sides come together as the step shrinks
+        return fine, abs(fine - coarse) + (narrow if 4 * narrow > wide else 0.0)
 
     def gradient(self, argument: int, x: Tensor) -> Tensor:
         """One entry after another."""
-        scale = self.scale(x)
-        unit = torch.zeros_like(x, dtype=_wide(x)).detach()
-        found = torch.zeros_like(unit)
+        scale = unit(x)
+        moved = torch.zeros_like(x, dtype=_wide(x)).detach()
+        found = torch.zeros_like(moved)
         for entry in range(x.numel()):
             for one in (1.0, 1j) if x.is_complex() else (1.0,):
-                unit.view(-1)[entry] = one * scale
-                found.view(-1)[entry] += one * self._slope({argument: unit}, _STEPS[self._double]) / scale
-                unit.view(-1)[entry] = 0
+                moved.view(-1)[entry] = one * scale
+                found.view(-1)[entry] += one * self._slope({argument: moved}, _STEPS[self._double])[0] / scale
+                moved.view(-1)[entry] = 0
         return found.to(x.dtype)
 
-    def _slope(self, direction: Tensors, step: float) -> float:
+    def _slope(self, direction: Tensors, step: float) -> tuple[float, float]:
+        """The derivative, and by how much its two sides lie apart."""
+        if self._middle is None:
+            self._middle = self._outputs({}, 0.0)
         ahead, back, far_ahead, far_back = (self._outputs(direction, step * k) for k in (1, -1, 2, -2))
-        slope = 0.0
-        for i, g in enumerate(self._grads):
-            if g is not None and i < len(ahead) and is_float(ahead[i]):
-                wide = g.to(_wide(g))
+        slope = apart = 0.0
+        for i, (g, middle) in enumerate(zip(self._grads, self._middle, strict=False)):
+            if g is not None and is_float(middle):
+                wide = g.detach().to(_wide(g))
                 slope += 8 * paired(wide, ahead[i] - back[i]) - paired(wide, far_ahead[i] - far_back[i])
-        return slope / (12 * step)
+                apart += float((wide.abs() * (ahead[i] + back[i] - 2 * middle).abs()).sum())
+        return slope / (12 * step), apart / (2 * step)
 
     def _outputs(self, direction: Tensors, step: float) -> list[Any]:
         copies = {id(a): a.detach().clone() for a in self._args if isinstance(a, Tensor)}
@@ -249,11 +269,19 @@ class Differences:
                 copies[i] += (step * direction[i]).to(copies[i].dtype)
         needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in self._args)
         with torch.no_grad(), rewound(self._random):
-            outputs = unpacked(self._rule.primal(_Context(needs), [copies.get(id(a), a) for a in self._args]))
+            outputs = unpacked(self._rule.primal(Context(needs), [copies.get(id(a), a) for a in self._args]))
         return [out.to(_wide(out)).clone() if is_float(out) else out for out in outputs]
 
-    def _random_like(self, x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=self._generator, dtype=_wide(x), device="cpu").to(x.device)
+
+def unit(x: Tensor) -> float:
+    """How large its entries are: their root mean square, if that is not zero."""
+    size = float(x.detach().abs().double().square().mean().sqrt()) if x.numel() else 0.0
+    return size if size > 0 and math.isfinite(size) else 1.0
+
+
+def normal(x: Tensor, generator: Any) -> Tensor:
+    """Random numbers in double precision, one for each entry."""
+    return torch.randn(x.shape, generator=generator, dtype=_wide(x), device="cpu").to(x.device)
 
 
 def _wide(x: Tensor) -> Any:

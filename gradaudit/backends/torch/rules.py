@@ -2,13 +2,14 @@
 
 A rule is compared on the inputs and the incoming gradients of the loss itself, so that an error is one of the gradient
 at hand. The derivative of the primal is its forward, recorded by autograd, and confirmed by differences: a forward may
-itself cut what autograd sees of it (NumPy, ``no_grad``, ``detach``), and then the differences count.
+itself cut what autograd sees of it (NumPy, ``no_grad``, ``detach``), and then the differences count. The error is
+infinite where that derivative is zero and the rule's is not, as of a straight-through estimator.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,18 @@ import torch
 from torch import Tensor
 
 from gradaudit.backends.torch.functions import Handler, Rule, handling
-from gradaudit.backends.torch.replay import Differences, Primal, Tensors, is_float, paired, rewound, unpacked
+from gradaudit.backends.torch.replay import (
+    Context,
+    Differences,
+    Primal,
+    Tensors,
+    is_float,
+    normal,
+    paired,
+    rewound,
+    unit,
+    unpacked,
+)
 from gradaudit.sites import CustomRule
 
 __all__ = ["Replacing", "compared", "replacing"]
@@ -27,10 +39,16 @@ _CONFIRMED = 1e-3
 #: Gradients that differ by so many eps of what goes through the rule do not differ.
 _ROUNDING = 64.0
 _N_DIRECTIONS = 3
+#: So many executions of a class are compared, and so many of all that one line has written.
+_KEPT, _MOST_KEPT = 5, 30
+#: Errors above so many eps may be those of a kink; then the rule is compared so far away, relative to an input's size.
+_OPEN, _BESIDE = 1e3, 1e-2
 
 
 class Replacing(Handler):
     """Rules are the derivatives of their primals: these rules, and those that run inside such a primal."""
+
+    precedes = True
 
     def __init__(self, rules: Collection[CustomRule] | None) -> None:
         self._rules = None if rules is None else frozenset(rules)
@@ -86,6 +104,7 @@ class _Sample:
     rule: Rule
     args: list[Any]
     random: Tensor
+    outputs: tuple[Any, ...] = ()
     grads: tuple[Any, ...] | None = None
     results: tuple[Any, ...] = ()
 
@@ -94,7 +113,7 @@ class _Watching(Handler):
     """Counts the executions whose backward runs, and keeps some of them."""
 
     def __init__(self, kept: Collection[int] = ()) -> None:
-        self.live: dict[CustomRule, set[int]] = {}
+        self.live: dict[CustomRule, dict[int, Rule]] = {}
         self.samples: dict[int, _Sample] = {}
         self._kept = kept
         self._count = 0
@@ -109,7 +128,10 @@ class _Watching(Handler):
         self._count += 1
         if ordinal in self._kept and not torch._C._are_functorch_transforms_active():  # noqa: SLF001
             self.samples[ordinal] = _Sample(rule, _copied(args), torch.get_rng_state())
-        return rule.forward(*args) if rule.setup_context else rule.forward(ctx, *args), ordinal
+        output = rule.run(ctx, args)
+        if ordinal in self.samples:
+            self.samples[ordinal].outputs = _plain(unpacked(output))
+        return output, ordinal
 
     def settle(self, rule: Rule, ctx: Any, args: Sequence[Any], output: Any, note: Any) -> None:  # noqa: ARG002
         """As it is."""
@@ -118,13 +140,13 @@ class _Watching(Handler):
 
     def back(self, rule: Rule, ctx: Any, note: Any, grads: Sequence[Any]) -> Any:
         """The backward as it is."""
-        self.live.setdefault(rule.site, set()).add(note)
+        self.live.setdefault(rule.site, {})[note] = rule
         sample = self.samples.get(note)
         if sample is None or sample.grads is not None:
             return rule.differentiate(ctx, grads)
-        sample.grads = tuple(_copied(grads))
+        sample.grads = _plain(grads)
         results = rule.differentiate(ctx, grads)
-        sample.results = tuple(_copied(unpacked(results)))
+        sample.results = _plain(unpacked(results))
         return results
 
 
@@ -139,20 +161,25 @@ def _copied(values: Sequence[Any]) -> list[Any]:
     return [copies.get(id(x), x) for x in values]
 
 
+def _plain(values: Sequence[Any]) -> tuple[Any, ...]:
+    """As they are now, without the record of a second derivative."""
+    return tuple(x.detach() if isinstance(x, Tensor) else x for x in _copied(values))
+
+
 def compared(gradient: Callable[[], Any]) -> tuple[CustomRule, ...]:
     """The rules that a gradient runs, in the order of their first execution, each beside its primal.
 
-    The gradient is taken twice: to count the executions, and to keep the first, the middle and the last of each rule.
+    The gradient is taken twice: to count the executions, and to keep some of each rule.
 
     Args:
         gradient: takes the same gradient each time.
     """
     with handling(counting := _Watching()):
         gradient()
-    runs = {site: sorted(ordinals) for site, ordinals in counting.live.items()}
+    runs = {site: sorted(live) for site, live in counting.live.items()}
     if not runs:
         return ()
-    kept = {site: sorted({runs[0], runs[len(runs) // 2], runs[-1]}) for site, runs in runs.items()}
+    kept = {site: _some(live) for site, live in counting.live.items()}
     with handling(keeping := _Watching(frozenset(n for ordinals in kept.values() for n in ordinals))):
         gradient()
     found = []
@@ -165,8 +192,24 @@ def compared(gradient: Callable[[], Any]) -> tuple[CustomRule, ...]:
     return tuple(found)
 
 
-def _error(sample: _Sample) -> tuple[float, int]:
-    """The largest relative error over the inputs, and at which; NaN where it cannot be taken."""
+def _some(live: Mapping[int, Rule]) -> list[int]:
+    """The first, the last and some between; of each class, where one line has written several."""
+    classes: dict[Rule, list[int]] = {}
+    for ordinal in sorted(live):
+        classes.setdefault(live[ordinal], []).append(ordinal)
+    return _spread(sorted(n for ordinals in classes.values() for n in _spread(ordinals, _KEPT)), _MOST_KEPT)
+
+
+def _spread(ordinals: Sequence[int], n: int) -> list[int]:
+    last = len(ordinals) - 1
+    return sorted({ordinals[last * i // (n - 1)] for i in range(n)})
+
+
+def _error(sample: _Sample, *, beside: bool = False) -> tuple[float, int]:
+    """The largest relative error over the inputs, and at which; NaN where it cannot be taken.
+
+    At a kink, such as a ReLU has at zero, rule and primal may both be right and differ; then they are compared beside.
+    """
     if sample.grads is None or not any(isinstance(g, Tensor) and g.any() for g in sample.grads):
         return math.nan, 0
     if not all(bool(torch.isfinite(g).all()) for g in (*sample.grads, *sample.results) if isinstance(g, Tensor)):
@@ -177,15 +220,48 @@ def _error(sample: _Sample) -> tuple[float, int]:
     own = _summed(sample, arguments)
     try:
         differences = Differences(sample.rule, sample.args, sample.grads, sample.random)
+        if not all(map(_repeated, sample.outputs, differences.outputs())):
+            return math.nan, 0
         truth, through = _recorded(sample)
-        if truth is not None and _confirmed(differences, arguments, own, truth):
-            errors = {i: _relative(own[i], truth[i], arguments[i], through) for i in arguments}
+        told, confirmed = (True, False) if truth is None else _told(differences, arguments, own, truth)
+        if truth is not None and confirmed:
+            errors = {i: _relative(own[i], truth[i], x, through) for i, x in arguments.items()}
         else:
             errors = {i: _along(differences, i, x, own[i]) for i, x in arguments.items()}
+        worst = max(errors, key=lambda i: (not math.isnan(errors[i]), errors[i]))
+        rounding = _OPEN * torch.finfo(arguments[worst].dtype).eps
+        if not beside and (math.isnan(errors[worst]) or (errors[worst] > rounding and not told)):
+            return _error(_moved(sample), beside=True)
     except Exception:  # noqa: BLE001  # the primal cannot be run again
         return math.nan, 0
-    worst = max(errors, key=lambda i: (not math.isnan(errors[i]), errors[i]), default=None)
-    return (math.nan, 0) if worst is None else (errors[worst], firsts[worst])
+    return errors[worst], firsts[worst]
+
+
+def _moved(sample: _Sample) -> _Sample:
+    """The rule, forward and backward, at a point nearby."""
+    assert sample.grads is not None  # see _error
+    generator = torch.Generator().manual_seed(0)
+    moved = _Sample(sample.rule, _copied(sample.args), sample.random, grads=sample.grads)
+    wanted = {id(a): a for a in moved.args if isinstance(a, Tensor) and a.requires_grad}
+    with torch.no_grad(), rewound(sample.random):
+        for a in wanted.values():
+            a.add_((_BESIDE * unit(a) * normal(a, generator)).to(a.dtype))
+        args = _copied(moved.args)
+        context: Any = Context(tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
+        output = sample.rule.run(context, args)
+        if sample.rule.setup_context is not None:
+            sample.rule.setup_context(context, tuple(args), output)
+        moved.outputs = _plain(unpacked(output))
+        moved.results = _plain(unpacked(sample.rule.differentiate(context, sample.grads)))
+    return moved
+
+
+def _repeated(before: Any, again: Any) -> bool:
+    """Whether a forward gives what it gave: it may draw random numbers of its own, or keep a state."""
+    if not is_float(before):
+        return True
+    gap, size = float((before - again).norm()), float(before.norm())
+    return not gap > math.sqrt(torch.finfo(before.dtype).eps) * size
 
 
 def _summed(sample: _Sample, arguments: Tensors) -> Tensors:
@@ -213,19 +289,20 @@ def _recorded(sample: _Sample) -> tuple[Tensors | None, float]:
     return truth, math.hypot(*sizes)
 
 
-def _confirmed(differences: Differences, arguments: Tensors, own: Tensors, truth: Tensors) -> bool:
-    """Whether differences are of the side of autograd; where they say nothing, it is believed."""
+def _told(differences: Differences, arguments: Tensors, own: Tensors, truth: Tensors) -> tuple[bool, bool]:
+    """Whether differences can tell the rule from autograd; and are not of another mind than autograd."""
     direction = differences.direction(arguments)
     try:
         slope, noise = differences.along(direction)
     except Exception:  # noqa: BLE001  # see Differences
-        return True
+        return True, True
     by_autograd, by_rule = (sum(paired(g[i], v) for i, v in direction.items()) for g in (truth, own))
-    size = math.hypot(*(float(truth[i].norm()) * differences.scale(x) for i, x in arguments.items()))
+    size = math.hypot(*(float(truth[i].norm()) * unit(x) for i, x in arguments.items()))
+    told = abs(by_autograd - by_rule) > 4 * noise
     if not math.isfinite(slope) or noise > 0.1 * abs(slope):
-        return True
+        return told, True
     gap = abs(by_autograd - slope)
-    return gap <= 4 * noise + _CONFIRMED * size or gap <= abs(by_rule - slope)
+    return told, gap <= 4 * noise + _CONFIRMED * size or gap < 0.5 * abs(by_rule - slope)
 
 
 def _relative(own: Tensor, truth: Tensor, x: Tensor, through: float) -> float:

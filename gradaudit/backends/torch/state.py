@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-__all__ = ["eager", "preserved", "threads"]
+__all__ = ["Patches", "eager", "preserved", "threads"]
 
 
 def _set_default_device(device: Any) -> None:
@@ -70,3 +71,54 @@ def eager() -> Iterator[None]:
     compiles = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
         yield
+
+
+class Patches:
+    """Attributes of classes that are others meanwhile: as long as any thread holds them, so that threads may overlap.
+
+    Args:
+        install: puts them in place.
+    """
+
+    _MISSING = object()
+
+    def __init__(self, install: Callable[[Patches], None]) -> None:
+        self._install = install
+        self._lock = threading.RLock()
+        self._holders = 0
+        self._before: list[tuple[Any, str, Any, Any]] = []
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """In place, also if somebody else lets go."""
+        with self._lock:
+            self._holders += 1
+            try:
+                if self._holders == 1:
+                    self._install(self)
+            except BaseException:
+                self._leave()
+                raise
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def put(self, cls: Any, name: str, value: Any) -> None:
+        """Replace an attribute, if anybody holds."""
+        with self._lock:
+            if self._holders:
+                self._before.append((cls, name, value, cls.__dict__.get(name, self._MISSING)))
+                setattr(cls, name, value)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            while not self._holders and self._before:
+                cls, name, value, raw = self._before.pop()
+                if cls.__dict__.get(name) is not value:  # somebody else has changed it meanwhile
+                    continue
+                if raw is self._MISSING:
+                    delattr(cls, name)
+                else:
+                    setattr(cls, name, raw)

@@ -1,0 +1,187 @@
+"""Hooks that change a PyTorch gradient on its way back: cuts of their own kind, listed and removed like the others.
+
+While hooks are watched, the methods by which one is registered on a tensor, and a module is asked for its own at each
+call, are wrapped; the wrappers act in their own thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from gradaudit.backends.torch import cuts
+from gradaudit.backends.torch.state import Patches, eager, preserved
+from gradaudit.sites import Cut
+
+__all__ = ["listed", "removed"]
+
+Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
+
+_KIND = "hook"
+_LOCAL = threading.local()
+
+
+def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
+    """The cuts in one run, see `gradaudit.backends.torch.cuts`; then the hooks that change a gradient in another."""
+    with preserved(), _hooked(_Watching()) as watching:
+        found = cuts.listed(function, _fresh(leaves))
+    if not watching.met:
+        return found
+    with _hooked(_Watching()) as watching:
+        own = _fresh(leaves)
+        loss = function(dict(own))
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            torch.autograd.grad(loss, list(own.values()), allow_unused=True)
+    return (*found, *(replace(cut, executions=n) for cut, n in watching.changed.items()))
+
+
+def removed(function: Function, chosen: Collection[Cut]) -> Function:
+    """The function without these cuts."""
+    hooks = frozenset(cut for cut in chosen if cut.kind == _KIND)
+    without = cuts.removed(function, [cut for cut in chosen if cut not in hooks])
+    if not hooks:
+        return without
+
+    def unhooked(parameters: dict[str, Tensor]) -> Any:
+        with _hooked(_Leaving(hooks)):
+            return without(parameters)
+
+    return unhooked
+
+
+def _fresh(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A leaf keeps the hooks of a run."""
+    return {name: p.detach().clone().requires_grad_() for name, p in leaves.items()}
+
+
+class _Hooks(cuts.Mode):
+    """Decides what is used in place of a hook. Never entered as a mode: only its sense of place is wanted."""
+
+    def instead(self, cut: Cut, hook: Any) -> Any:
+        """The hook itself, or another."""
+        raise NotImplementedError
+
+    def of_tensor(self, hook: Any) -> Any:
+        """In place of a hook that the loss registers: its place is where it does so."""
+        return self.instead(self.site(_KIND, sys._getframe(2)), hook)  # noqa: SLF001
+
+    def of_module(self, hook: Any) -> Any:
+        """In place of a hook of a module, which was registered before: its place is where it is written."""
+        code = getattr(inspect.unwrap(getattr(hook, "func", hook)), "__code__", None)
+        if code is None:
+            return hook
+        installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(code.co_filename).parts)
+        name = code.co_qualname.rpartition("<locals>.")[2]
+        place = {"path": code.co_filename, "line": code.co_firstlineno, "function": name}
+        return self.instead(Cut(kind=_KIND, library=installed, **place), hook)
+
+
+class _Watching(_Hooks):
+    """Counts how often a hook changed something.
+
+    Attributes:
+        met: there are hooks.
+        changed: those that changed what they were given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = False
+        self.changed: dict[Cut, int] = defaultdict(int)
+
+    def instead(self, cut: Cut, hook: Any) -> Any:
+        """The hook, watched."""
+        self.met = True
+
+        @functools.wraps(hook, assigned=())
+        def watched(*args: Any) -> Any:
+            given = (
+                args[-1] if len(args) < 3 else args[1]
+            )  # (gradient,), (module, outgoing), (module, incoming, outgoing)
+            before = [g.detach().clone() for g in _tensors(given)]
+            result = hook(*args)
+            after = _tensors(given if result is None else result)
+            if not all(map(_equal, before, after)):
+                self.changed[cut] += 1
+            return result
+
+        return watched
+
+
+class _Leaving(_Hooks):
+    """Leaves some hooks out."""
+
+    def __init__(self, chosen: frozenset[Cut]) -> None:
+        super().__init__()
+        self._chosen = chosen
+
+    def instead(self, cut: Cut, hook: Any) -> Any:
+        """Nothing, which can be registered."""
+        return _nothing if cut in self._chosen else hook
+
+
+def _nothing(*_: Any) -> None:
+    """A hook that leaves everything as it is."""
+
+
+def _tensors(gradients: Any) -> list[Tensor]:
+    return [g for g in (gradients if isinstance(gradients, tuple) else (gradients,)) if isinstance(g, Tensor)]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
+
+
+@contextlib.contextmanager
+def _hooked(hooks: Any) -> Iterator[Any]:
+    """Every hook that is registered or used meanwhile, in this thread, is one that it has chosen."""
+    before = getattr(_LOCAL, "hooks", None)
+    _LOCAL.hooks = hooks
+    try:
+        with _PATCHES.held(), eager():
+            yield hooks
+    finally:
+        _LOCAL.hooks = before
+
+
+def _install(patches: Patches) -> None:
+    patches.put(Tensor, "register_hook", _registering(Tensor.__dict__["register_hook"]))
+    for name in ("_get_backward_hooks", "_get_backward_pre_hooks"):
+        patches.put(Module, name, _asked(Module.__dict__[name]))
+
+
+def _registering(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    @functools.wraps(original)
+    def register(tensor: Any, hook: Any) -> Any:
+        hooks = getattr(_LOCAL, "hooks", None)
+        return original(tensor, hook if hooks is None else hooks.of_tensor(hook))
+
+    return register
+
+
+def _asked(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(original)
+    def ask(module: Any) -> Any:
+        found, hooks = original(module), getattr(_LOCAL, "hooks", None)
+        if hooks is None:
+            return found
+        if isinstance(found, tuple):  # those of this kind, and those of an older one
+            return tuple([hooks.of_module(hook) for hook in kind] for kind in found)
+        return [hooks.of_module(hook) for hook in found]
+
+    return ask
+
+
+_PATCHES = Patches(_install)
