@@ -33,13 +33,13 @@ def wrong_rule(evidence: Evidence) -> Finding | None:
     unknown = [rule for rule in rules if np.isnan(rule.error)]
     found = fewest(evidence, wrong, [[rule] for rule in (*off, *unknown)], evidence.replacing)
     if found is not None:
-        blamed, tried = found
-        evidence.place_by(wrong, tried.gradients)
+        blamed, tried, names = found
+        evidence.place_by(names, tried.gradients)
         common = common_factor(evidence)
         times = (
             "" if common is None else f" to the derivative times {number(common[1])}{named(common[1], evidence.sizes)}"
         )
-        return _finding(wrong, blamed, tried, times)
+        return _finding(names, blamed, tried, times)
     return _finding(wrong, off, None) if off else None
 
 

@@ -22,22 +22,23 @@ _MEANT = "You mean this cut; the verdict is that of the gradient given it."
 
 
 class Blamed(NamedTuple):
-    """Cuts that explain a gap, how that was shown, and the gradient without them, if they can be removed."""
+    """Cuts that explain a gap, how that was shown, the gradient without them, if they can be removed, and of what."""
 
     cuts: Sequence[Cut]
     shown: str
     full: Gradients | None
+    names: Sequence[str]
 
 
 def at_line(evidence: Evidence) -> Finding | None:
     """GA101: cuts in the user's code that, removed or held, make analytic and numeric agree."""
     wrong = evidence.wrong()
     found = blame(evidence, wrong) if wrong else None
-    return None if found is None else _finding(evidence, wrong, found)
+    return None if found is None else _finding(evidence, found)
 
 
 def blame(evidence: Evidence, wrong: Sequence[str]) -> Blamed | None:
-    """The fewest cuts that explain all that is wrong.
+    """The fewest cuts that explain all that is wrong, or the cuts that explain some of it.
 
     One line after another is removed; if none alone explains the gap, the best is kept and others are added (greedy).
     Where that is not possible, or explains nothing, the values that a line cuts off are held at the base point.
@@ -54,10 +55,10 @@ def _among(evidence: Evidence, wrong: Sequence[str], listed: Sequence[Cut]) -> B
         return None
     removed = fewest(evidence, wrong, lines, evidence.without)
     if removed is not None:
-        cuts, tried = removed
-        evidence.place_by(wrong, tried.gradients)
+        cuts, tried, names = removed
+        evidence.place_by(names, tried.gradients)
         shown = f"With {_it(cuts)} removed, the analytic gradient agrees with the numeric one."
-        return Blamed(cuts, shown, tried.gradients)
+        return Blamed(cuts, shown, tried.gradients, names)
     every = [cut for line in lines for cut in line]
     held = evidence.holding(every)
     if held is None or not agree(held, wrong):
@@ -68,7 +69,7 @@ def _among(evidence: Evidence, wrong: Sequence[str], listed: Sequence[Cut]) -> B
         f"With the values that {_it(cuts)} cut{'s' if len(cuts) == 1 else ''} off held at the base point, analytic "
         f"and numeric agree: an error above {number(held.resolution)} would have been seen."
     )
-    return Blamed(cuts, shown, None)
+    return Blamed(cuts, shown, None, wrong)
 
 
 def _by_line(cuts: Sequence[Cut]) -> list[list[Cut]]:
@@ -78,8 +79,8 @@ def _by_line(cuts: Sequence[Cut]) -> list[list[Cut]]:
     return list(lines.values())
 
 
-def _finding(evidence: Evidence, wrong: Sequence[str], blamed: Blamed) -> Finding:
-    cuts, shown, full = blamed
+def _finding(evidence: Evidence, blamed: Blamed) -> Finding:
+    cuts, shown, full, wrong = blamed
     names = ", ".join(wrong)
     numbers = {"executions": float(sum(cut.executions for cut in cuts))}
     share = ""
@@ -87,8 +88,9 @@ def _finding(evidence: Evidence, wrong: Sequence[str], blamed: Blamed) -> Findin
         numbers["removed"] = _removed_share(evidence.baseline.gradients, full, wrong)
         size = f"{_percent(numbers['removed'])} of what it is without {_it(cuts)}"
         share = f", which is zero without {_it(cuts)}" if np.isnan(numbers["removed"]) else f", by {size}"
-    several = "cuts share" if len({(c.path, c.line) for c in cuts}) > 1 else "The gradient is cut by"
-    start = f"{len(cuts)} {several} the gap: " if several == "cuts share" else f"{several} "
+    verb = "changed" if all(cut.kind == "hook" for cut in cuts) else "cut"
+    alone = len({(cut.path, cut.line) for cut in cuts}) == 1
+    start = f"The gradient is {verb} by " if alone else f"{len(cuts)} cuts share the gap: "
     return Finding(
         code="GA101",
         title=f"cut at {', '.join(dict.fromkeys(cut.place for cut in cuts))}",

@@ -10,7 +10,7 @@ from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
-__all__ = ["clipped_by_norm", "clipped_by_value", "common_factor", "constant_ratio", "named", "sign"]
+__all__ = ["clipped_by_norm", "clipped_by_value", "common_factor", "constant_ratio", "decayed", "named", "sign"]
 
 #: A factor is named by a size when it equals it this closely.
 _NAMED = 2e-3
@@ -21,6 +21,10 @@ _LEAST_LINES = 2
 #: Thresholds that people choose: these times a power of ten. Met this closely they are no chance.
 _ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 8.0)
 _MET = 1e-5
+#: Nearer to 1 than this a factor needs more digits.
+_NEAR = 0.02
+#: By so many bounds what is explained must exceed what is not known.
+_CLEARLY = 10.0
 #: Of mixed precision: powers of two.
 _LOSS_SCALES = tuple(2**k for k in range(7, 25))
 
@@ -52,9 +56,9 @@ def constant_ratio(evidence: Evidence) -> Finding | None:
     by_size = named(factor, evidence.sizes)
     return Finding(
         code="GA301",
-        title=f"constant factor {number(factor)}",
+        title=f"constant factor {_digits(factor)}",
         confidence="consistent",
-        sentence=f"The gradient of {', '.join(names)} is the derivative times {number(factor)}{by_size}, in every "
+        sentence=f"The gradient of {', '.join(names)} is the derivative times {_digits(factor)}{by_size}, in every "
         f"direction measured.",
         remedy="Look for a mean taken twice or a sum for a mean, a loss scale not divided out, a learning rate or "
         "weight inside the backward pass.",
@@ -91,6 +95,35 @@ def clipped_by_norm(evidence: Evidence) -> Finding | None:
         "you clip.",
         parameters=tuple(names),
         numbers={"factor": factor, "limit": limit, "scale": float(scale)},
+    )
+
+
+def decayed(evidence: Evidence) -> Finding | None:
+    """GA306: the gradient is the derivative plus one multiple of the parameters: weight decay, which the loss lacks."""
+    names = evidence.wrong()
+    looks = [c for name in names for c in evidence.lines([name])]
+    parameters = {name: p for name, p in evidence.model.parameters().items() if name in names}
+    pairs = [(c, c.direction.dot(parameters)) for c in looks]
+    square = sum(along * along for _, along in pairs)
+    if min(len(pairs), sum(p.size for p in parameters.values())) < _LEAST_LINES or square == 0:
+        return None
+    decay = sum((c.analytic - c.numeric) * along for c, along in pairs) / square
+    tolerance = Precision(analytic=_precision(evidence), numeric=0.0).tolerance
+    left = [(abs(c.analytic - c.numeric - decay * along), c, decay * along) for c, along in pairs]
+    # what is explained must be more than what is allowed
+    explained = all(gap <= c.bound + tolerance * abs(part) for gap, c, part in left)
+    if not explained or not any(abs(part) > _CLEARLY * c.bound for _, c, part in left):
+        return None
+    return Finding(
+        code="GA306",
+        title=f"weight decay {number(decay)} in the gradient only",
+        confidence="consistent",
+        sentence=f"The gradient of {', '.join(names)} is the derivative plus {number(decay)} times the parameters.",
+        evidence=f"One multiple fits all {len(pairs)} looks.",
+        remedy="Weight decay of an optimiser is no part of the loss: audit the gradient without it, or add "
+        "decay / 2 * |parameters|^2 to the loss.",
+        parameters=tuple(names),
+        numbers={"decay": decay},
     )
 
 
@@ -142,6 +175,8 @@ def common_factor(evidence: Evidence) -> tuple[list[str], float] | None:
     names = evidence.wrong()
     lines = evidence.lines(names)
     factor = least_squares_ratio(lines)
+    if all(abs(c.numeric) <= c.bound for c in lines):
+        return None  # of nothing
     tolerance = Precision(analytic=_precision(evidence), numeric=0.0).tolerance
     n_entries = sum(spec.size for spec in evidence.baseline.specs if spec.name in names)
     if min(len(lines), n_entries) < _LEAST_LINES or not abs(factor) > 0 or abs(factor - 1) <= _NO_FACTOR:
@@ -163,6 +198,11 @@ def _fits(c: Comparison, factor: float, tolerance: float, size: float) -> bool:
 
 def _precision(evidence: Evidence) -> float:
     return max((eps(g.dtype) for g in evidence.baseline.gradients.values() if g is not None), default=0.0)
+
+
+def _digits(factor: float) -> str:
+    """A factor near 1 by what it differs from 1."""
+    return f"{factor:.7g}" if abs(factor - 1) < _NEAR else number(factor)
 
 
 def named(factor: float, sizes: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from gradaudit.compare import Verdict
+from gradaudit.compare import Comparison, Verdict
 from gradaudit.diagnose.evidence import Evidence, Tried
 from gradaudit.measure.judgement import Measurement
 
@@ -26,8 +26,10 @@ def fewest(
     wrong: Sequence[str],
     groups: Sequence[list[_T]],
     attempt: Callable[[Sequence[_T]], Tried | None],
-) -> tuple[list[_T], Tried] | None:
-    """The changes with which all that is wrong agrees, and the gradient that they make.
+) -> tuple[list[_T], Tried, Sequence[str]] | None:
+    """The changes with which all that is wrong agrees, the gradient that they make, and the tensors.
+
+    If nothing explains all, one group that explains some tensors: the others have causes of their own.
 
     Args:
         evidence: of the audit.
@@ -36,21 +38,25 @@ def fewest(
         attempt: the experiment; None: it cannot be made.
     """
     chosen: list[_T] = []
+    partly: tuple[list[_T], Tried, list[str]] | None = None
     n_chosen, left = 0, list(groups[:_MOST_TRIED])
     gap = _gap(wrong, evidence.total)
     while left and n_chosen < _MOST_SHARED:
         tried = [(group, found) for group in left if (found := attempt([*chosen, *group])) is not None]
         for group, found in tried:
-            if agree(found.measured, wrong):
-                return [*chosen, *group], found
+            names = [name for name in wrong if agree(found.measured, [name])]
+            if len(names) == len(wrong):
+                return [*chosen, *group], found, wrong
+            if names and (partly is None or len(names) > len(partly[2])):
+                partly = [*chosen, *group], found, names
         gaps = [_gap(wrong, found.measured) for _, found in tried]
         if not gaps or min(gaps) > (1 - _PART) * gap:
-            return None
+            return partly
         best, gap = tried[int(np.argmin(gaps))][0], min(gaps)
         chosen += best
         n_chosen += 1
         left = [group for group in left if group is not best]
-    return None
+    return partly
 
 
 def agree(measured: Measurement, names: Sequence[str]) -> bool:
@@ -58,12 +64,26 @@ def agree(measured: Measurement, names: Sequence[str]) -> bool:
 
     Less than the verdict AGREE: the same looks that condemned the gradient must clear it, and no further ones.
     """
-    looks = {name: [*measured.of(name), *measured.of(name, entries=True)] for name in names}
+    looks = {name: _looks(measured, name) for name in names}
     return all(all(c.holds for c in own) and any(c.verdict is Verdict.AGREE for c in own) for own in looks.values())
+
+
+def _looks(measured: Measurement, name: str) -> list[Comparison]:
+    """What speaks for or against a tensor.
+
+    The last look at each entry, since a full estimate comes after the first look. Along directions all of them; but
+    beside a kink only full estimates, which know it.
+    """
+    pairs = list(zip(measured.lines, measured.comparisons, strict=True))
+    kinked = any(line.estimate.status == "kink" for line in measured.lines)
+    own = [(line, c) for line, c in pairs if line.probe.tensor == name]
+    entries = {c.direction.entry: c for _, c in own if c.direction.entry is not None}
+    along = [c for line, c in own if c.direction.entry is None and (line.full or not kinked)]
+    return [*along, *entries.values()]
 
 
 def _gap(names: Sequence[str], measured: Measurement | None) -> float:
     """Root mean square of analytic minus numeric over the directions and entries of some tensors."""
-    looks = [] if measured is None else [c for n in names for e in (False, True) for c in measured.of(n, entries=e)]
+    looks = [] if measured is None else [c for name in names for c in _looks(measured, name)]
     squares = [(c.analytic - c.numeric) ** 2 for c in looks if np.isfinite(c.numeric) and np.isfinite(c.analytic)]
     return float(np.sqrt(np.mean(squares))) if squares else float("inf")

@@ -105,7 +105,7 @@ def truncated(evidence: Evidence) -> Finding | None:
         remedy="If this is meant, remember that losses at earlier steps contribute nothing (if only the last step has "
         "a loss, it is any truncation after k steps). If not: let the backward pass cover all steps, or cut the state "
         "only, every k steps (chunks(k)).",
-        parameters=tuple(wrong),
+        parameters=tuple(wrong if blamed is None else blamed.names),
         numbers={"k": float(k), "steps": float(n_steps)},
     )
 

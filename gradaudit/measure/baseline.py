@@ -144,7 +144,8 @@ def _select(parameters: Mapping[str, Array], pattern: str) -> dict[str, Array]:
 def _close(one: Array | None, other: Array | None) -> bool:
     if one is None or other is None:
         return one is other
-    difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+    with np.errstate(invalid="ignore"):  # two infinities
+        difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     finite = np.isfinite(difference)
     size = np.linalg.norm(np.where(finite, one, 0))
     return bool(np.linalg.norm(difference[finite]) <= _GRADIENT_REPEATS * eps(one.dtype) * size)

@@ -180,17 +180,22 @@ class TestTorch:
         run = torch.compile(net, backend="eager") if compiled else net
         wrong(run, code="GA101", line=line, loss=lambda net: net(x).square().mean())
 
-    @pytest.mark.parametrize("reentrant", [False, True])
-    def test_a_cut_under_activation_checkpointing(self, torch, reentrant):
+    def test_a_cut_under_activation_checkpointing(self, torch):
         from torch.utils.checkpoint import checkpoint
 
         block = self.block(torch)
         (line,) = marked(block.forward)
         net, x = block(), torch.from_numpy(ROWS).requires_grad_()  # reentrant checkpoints need an input that records
-        loss = lambda net: checkpoint(net, x, use_reentrant=reentrant).square().mean()  # noqa: E731
-        wrong(net, code="GA101", line=line, loss=loss)
+        wrong(net, code="GA101", line=line, loss=lambda net: checkpoint(net, x, use_reentrant=False).square().mean())
+        with pytest.raises(ModelContractError, match="use_reentrant=False"):
+            gradaudit.audit(net, loss=lambda net: checkpoint(net, x, use_reentrant=True).square().mean())
         assert x.grad is None
         assert all(p.grad is None for p in net.parameters())
+
+    def test_a_parameter_that_the_loss_freezes(self, torch):
+        at = {"a": torch.ones(3), "b": torch.ones(3)}
+        report = wrong(lambda p: (p["a"].requires_grad_(False) * p["b"]).sin().sum(), at, code="GA201")
+        assert report.findings[0].parameters == ("a",)
 
     def test_a_module_without_a_loss(self, torch):
         with pytest.raises(ModelContractError, match="a Linear alone has no loss"):

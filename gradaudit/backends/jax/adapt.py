@@ -62,4 +62,11 @@ def _nnx(module: Any, loss: Callable[..., Any]) -> tuple[Callable[..., Any], Any
     if nnx is None or not isinstance(module, nnx.Module):
         return None
     graph, parameters, rest = nnx.split(module, nnx.Param, ...)
-    return lambda p: loss(nnx.merge(graph, p, rest, copy=True)), parameters
+
+    def of_parameters(p: Any) -> Any:
+        dtype = next(leaf.dtype for leaf in jax.tree.leaves(p) if _is_real(leaf))
+        # statistics are updated with what is computed from the parameters, and must hold its dtype
+        state = jax.tree.map(lambda a: a.astype(dtype) if _is_real(a) else a, rest)
+        return loss(nnx.merge(graph, p, state, copy=True))
+
+    return of_parameters, parameters

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
+from gradaudit.backends.torch.backward import gradients
 from gradaudit.backends.torch.cuts import held
 from gradaudit.backends.torch.hooks import listed, removed
 from gradaudit.backends.torch.origin import found
@@ -122,10 +123,8 @@ class TorchModel:
             leaves = self._leaves(parameters)
             loss = self._function(dict(leaves))
             value = _scalar(loss, "value_and_grad()")
-            if not (isinstance(loss, Tensor) and loss.requires_grad):
-                return value, dict.fromkeys(leaves)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        return value, {n: None if g is None else as_array(g) for n, g in zip(leaves, gradients, strict=True)}
+            found = gradients(loss, leaves) if isinstance(loss, Tensor) else dict.fromkeys(leaves)
+        return value, {n: None if g is None else as_array(g) for n, g in found.items()}
 
     def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
         """The directional derivative by forward mode, `torch.func.jvp`.

@@ -1,0 +1,47 @@
+"""One backward pass by autograd, to the leaves that record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gradaudit.errors import ModelContractError
+
+__all__ = ["gradients"]
+
+
+def gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """The gradients of the leaves; None where the loss does not depend on one, or where it froze one itself.
+
+    Raises:
+        ModelContractError: reentrant activation checkpoints, which fill ``.grad`` only, also that of other tensors.
+    """
+    recording = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    if not (loss.requires_grad and recording):
+        return dict.fromkeys(leaves)
+    try:
+        found = torch.autograd.grad(loss, list(recording.values()), allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        found = (None,)
+    if any(g is None for g in found) and _is_reentrant(loss):
+        msg = "the loss uses reentrant activation checkpoints, which tell a gradient to .grad only"
+        raise ModelContractError(msg, where="value_and_grad()", hint="checkpoint(..., use_reentrant=False)")
+    return dict.fromkeys(leaves) | dict(zip(recording, found, strict=True))
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether a reentrant checkpoint is in the graph."""
+    seen, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "CheckpointFunctionBackward":
+            return True
+        left += [inner for inner, _ in node.next_functions]
+    return False
