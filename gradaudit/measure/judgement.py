@@ -115,8 +115,8 @@ def judge(
         if gradient is not None and not np.isfinite(gradient).all():
             numeric = [e for line, _ in by_tensor[name] if (e := line.estimate).bound <= _EXISTS * abs(e.value)]
             verdicts[name] = Verdict.DISAGREE if numeric else Verdict.INCONCLUSIVE
-    if own and source.reference is not None:
-        for name in _beyond_rounding(lines, gradients, source, options, precision, whole):
+    if own and source.excess is not None:
+        for name in _beyond_rounding(lines, gradients, source, options):
             verdicts[name] = Verdict.DISAGREE
     together = [c.verdict for line, c in pairs if line.probe.tensor is None]
     verdict = worst(verdicts.values())
@@ -139,19 +139,16 @@ def _beyond_rounding(
     gradients: Gradients,
     source: Source,
     options: AuditOptions,
-    precision: Precision,
-    whole: float,
 ) -> list[str]:
     """The tensors whose float64 twin has the right gradient, from which the float32 one differs beyond rounding."""
     assert source.reference is not None  # see judge
+    assert source.excess is not None
+    exceeding = [name for name, excess in source.excess.items() if excess is not None and excess.any()]
+    if not exceeding:
+        return []
     reference = {name: source.reference[name] for name in gradients}
     right = judge(lines, reference, source, options, own=False).verdicts
-    looks = {li.probe.tensor: li.probe.direction for li in lines if li.probe.direction.entry is None}
-    return [
-        name
-        for name, verdict in right.items()
-        if verdict is Verdict.AGREE and precision.exceeds_rounding(looks[name], gradients, whole)
-    ]
+    return [name for name in exceeding if right[name] is Verdict.AGREE]
 
 
 def precision_of(n: int, gradients: Gradients, source: Source, options: AuditOptions, *, own: bool) -> Precision:
@@ -162,6 +159,7 @@ def precision_of(n: int, gradients: Gradients, source: Source, options: AuditOpt
         analytic=max(eps(d) for d in dtypes),
         numeric=numeric,
         reference=source.reference if own else None,
+        excess=(own and source.excess) or {},
         jittered=source.jittered if own else (),
         caution=caution(numeric, options.false_alarm, n),
     )

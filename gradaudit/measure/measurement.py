@@ -76,12 +76,11 @@ def locate(
     source = measured.source
     sampler = _sampler(source, dict.fromkeys(source.model.parameters()), options, budget)
     precision = precision_of(len(measured.lines), gradients, source, options, own=True)
-    whole = max((line.probe.direction.norm(gradients) for line in measured.lines[:1]), default=0.0)
 
     def gaps(directions: Sequence[Direction]) -> list[Gap]:
         found = follow_up(sampler, directions, known, "localising")
         return [
-            Gap(value=d.dot(gradients) - e.value, bound=e.bound + precision.rounding(d, gradients, whole))
+            Gap(value=d.dot(gradients) - e.value, bound=e.bound + precision.rounding(d, gradients))
             for d, e in zip(directions, found, strict=True)
         ]
 

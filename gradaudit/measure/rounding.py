@@ -1,0 +1,128 @@
+"""A float32 gradient beside that of its float64 twin: what repeats itself at other points is no rounding.
+
+``D_j`` = native gradient minus the twin's at the j-th point, the base point and points near it. An error of the code is
+a smooth function of the parameters: it is the same in all of them. Rounding is drawn anew at every point: the mean of n
+differences has its standard deviation over the square root of n (Student 1908; that of the whole tensor is added, since
+nine numbers show a standard deviation badly).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+
+from gradaudit.arrays import Array, Gradients, NamedArrays, eps
+from gradaudit.measure import plan
+from gradaudit.measure.baseline import gradient_at
+from gradaudit.numeric.budget import Budget
+from gradaudit.protocols import Model
+
+__all__ = ["beyond_rounding", "shaken"]
+
+#: Some rounding repeats itself: that of elementary functions tilts a gradient by up to 80 eps, measured; stored
+#: constants are off by half a unit in the last place, which moves a gradient as much as its parameters' last places do.
+_BIAS = 160.0
+_CONDITION = 2.0
+#: Rounding of the whole model's gradient.
+_WHOLE = 16.0
+#: Points near the base point, how far (units in the last place), how many of them must be usable.
+_POINTS, _FAR, _LEAST = 8, 1024.0, 4
+#: A mean of differences is no rounding beyond so many of its standard deviations.
+_CLEAR = 12.0
+_CONDITIONED = 2
+
+
+def beyond_rounding(
+    model: Model, twin: Model, gradients: Gradients, reference: Gradients, budget: Budget, seed: int
+) -> dict[str, Array]:
+    """By tensor and entry, float64: the part of the difference to the twin that rounding does not account for.
+
+    Args:
+        model: the native one.
+        twin: in float64.
+        gradients: of ``model`` at its base point, those under audit.
+        reference: of ``twin`` there.
+        budget: two gradients are charged to it; where differences are larger than what repeats, up to eighteen.
+        seed: of the points.
+    """
+    native = model.parameters()
+    apart = {n: d for n, d in _apart(gradients, reference).items() if np.isfinite(d).all()}
+    moved = dict.fromkeys(apart, np.zeros(()))
+    for i in range(_CONDITIONED):
+        # up or down at random; all outward, since a constant in the loss moves them together
+        there = _apart(gradient_at(twin, _wide(shaken(native, 1.0, seed if i else None), twin), budget), reference)
+        moved = {n: np.maximum(m, np.abs(there[n])) for n, m in moved.items()}
+    allowed = _repeating(native, gradients, moved)
+    if all((np.abs(d) <= allowed[n]).all() for n, d in apart.items()):
+        return {n: np.zeros(d.shape) for n, d in apart.items()}
+    total, squares, points = dict(apart), {n: d * d for n, d in apart.items()}, 1
+    for j in range(_POINTS):
+        point = shaken(native, _FAR, seed + 1 + j)
+        # a point outside the domain tells nothing
+        with suppress(Exception):
+            there = _apart(gradient_at(model, point, budget), gradient_at(twin, _wide(point, twin), budget))
+            if all(np.isfinite(there[n]).all() for n in apart):
+                total = {n: t + there[n] for n, t in total.items()}
+                squares = {n: s + there[n] ** 2 for n, s in squares.items()}
+                points += 1
+    if points <= _LEAST:
+        # nothing is known of the noise: then it is taken to be as large as what repeats itself
+        return {n: _soft(d, (1 + _CLEAR) * allowed[n]) for n, d in apart.items()}
+    return {n: _beyond(t / points, squares[n], points, allowed[n]) for n, t in total.items()}
+
+
+def shaken(native: NamedArrays, far: float, seed: int | None) -> dict[str, Array]:
+    """Parameters moved by about so many units in the last place, up or down; without a seed all outward."""
+    moved = {}
+    for i, (name, p) in enumerate(native.items()):
+        rng = np.random.default_rng([seed or 0, i, 3])
+        signs = np.sign(p) if seed is None else rng.choice(np.array([-1.0, 1.0]), p.shape)
+        length = far * rng.uniform(0.5, 1.5, p.shape) if far > 1 else far
+        moved[name] = np.asarray(p + signs * length * np.spacing(np.abs(p)), p.dtype)
+    return moved
+
+
+def _wide(parameters: NamedArrays, twin: Model) -> dict[str, Array]:
+    """The same numbers in the twin's dtypes."""
+    return {name: parameters[name].astype(p.dtype) for name, p in twin.parameters().items()}
+
+
+def _apart(one: Gradients, other: Gradients) -> dict[str, Array]:
+    """The difference by tensor, float64; a missing gradient counts as zero, a tensor without any is left out."""
+    pairs = {name: (g, other.get(name)) for name, g in one.items()}
+    return {
+        name: np.asarray(0.0 if g is None else g, np.float64) - np.asarray(0.0 if h is None else h, np.float64)
+        for name, (g, h) in pairs.items()
+        if g is not None or h is not None
+    }
+
+
+def _repeating(native: NamedArrays, gradients: Gradients, moved: dict[str, Array]) -> dict[str, Array]:
+    """How much rounding may repeat itself, by entry."""
+    lengths = plan.scales({n: native[n] for n in gradients})
+    wide = {n: np.asarray(g, np.float64) for n, g in gradients.items() if g is not None and np.isfinite(g).all()}
+    whole = float(np.sqrt(sum(np.square(g * lengths[n]).sum() for n, g in wide.items())))
+    unit = max((eps(g.dtype) for g in gradients.values() if g is not None), default=0.0)
+    allowed = {}
+    for name, m in moved.items():
+        g = np.abs(wide.get(name, np.zeros(())))
+        bias = _BIAS * (g + _rms(g)) + _WHOLE * whole / lengths[name]
+        allowed[name] = bias * unit + _CONDITION * np.maximum(m, _rms(m))
+    return allowed
+
+
+def _beyond(mean: Array, squares: Array, points: int, allowed: Array) -> Array:
+    """What of a mean of differences exceeds what repeats itself and what is left of the noise."""
+    variance = np.maximum(squares - points * mean * mean, 0.0) / (points - 1)
+    noise = np.sqrt((variance + variance.mean()) / points)
+    return _soft(mean, allowed + _CLEAR * noise)
+
+
+def _soft(x: Array, allowed: Array) -> Array:
+    """What of x is beyond, towards zero."""
+    return np.asarray(np.sign(x) * np.maximum(np.abs(x) - allowed, 0.0))
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
