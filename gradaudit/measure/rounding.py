@@ -13,6 +13,7 @@ from contextlib import suppress
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, eps
+from gradaudit.measure import plan
 from gradaudit.measure.baseline import gradient_at
 from gradaudit.numeric.budget import Budget
 from gradaudit.protocols import Model
@@ -25,11 +26,14 @@ _BIAS = 80.0
 _CONDITION = 2.0
 #: Points near the base point lie so far away (units in the last place); after so many a mean of differences is no
 #: rounding beyond so many of its standard deviations: with 9 and 17 numbers that happens by chance with 2e-6 and 1e-7.
-_FAR = 1024.0
+_FAR = 2.0**14
 _LOOKS = ((8, 12.0), (16, 9.0))
 #: Of the first points so many must be usable.
 _LEAST = 4
 _CONDITIONED = 2
+#: Intermediate results of the size of 1 are rounded, however small a derivative they leave (1 - tanh^2): this many eps of
+#: the whole model's gradient, measured 0.5.
+_WHOLE = 1.0
 
 
 def beyond_rounding(
@@ -52,7 +56,7 @@ def beyond_rounding(
         # up or down at random; all outward, since a constant in the loss moves them together
         there = _apart(gradient_at(twin, _wide(shaken(native, 1.0, seed if i else None), twin), budget), reference)
         moved = {n: np.maximum(m, np.abs(there[n])) for n, m in moved.items()}
-    allowed = _repeating(gradients, moved)
+    allowed = _repeating(native, gradients, moved)
     if all((np.abs(d) <= allowed[n]).all() for n, d in apart.items()):
         return {n: np.zeros(d.shape) for n, d in apart.items()}
     total, squares, points, excess, tried = dict(apart), {n: d * d for n, d in apart.items()}, 1, {}, 0
@@ -104,14 +108,17 @@ def _apart(one: Gradients, other: Gradients) -> dict[str, Array]:
     }
 
 
-def _repeating(gradients: Gradients, moved: dict[str, Array]) -> dict[str, Array]:
+def _repeating(native: NamedArrays, gradients: Gradients, moved: dict[str, Array]) -> dict[str, Array]:
     """How much rounding may repeat itself, by entry."""
     wide = {n: np.asarray(g, np.float64) for n, g in gradients.items() if g is not None and np.isfinite(g).all()}
     unit = max((eps(g.dtype) for g in gradients.values() if g is not None), default=0.0)
+    lengths = plan.scales({n: native[n] for n in gradients})
+    whole = float(np.sqrt(sum(np.square(g * lengths[n]).sum() for n, g in wide.items())))
     allowed = {}
     for name, m in moved.items():
         g = np.abs(wide.get(name, np.zeros(())))
-        allowed[name] = _BIAS * unit * (g + _rms(g)) + _CONDITION * np.maximum(m, _rms(m))
+        flat = _BIAS * (g + _rms(g)) + _WHOLE * whole / lengths[name]
+        allowed[name] = unit * flat + _CONDITION * np.maximum(m, _rms(m))
     return allowed
 
 
