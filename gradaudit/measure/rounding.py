@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradaudit.arrays import Array, Gradients, NamedArrays, eps
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, eps
 from gradaudit.measure import plan
 from gradaudit.measure.baseline import gradient_at
 from gradaudit.numeric.budget import Budget
@@ -25,29 +25,37 @@ __all__ = ["beyond_rounding"]
 #: constants are off by half a unit in the last place, which moves a gradient as much as its parameters' last places do.
 _BIAS = 160.0
 _CONDITION = 2.0
-#: Points near the base point lie so far away (units in the last place); after so many a mean of differences is no
-#: rounding beyond so many of its standard deviations: with 9 and 17 numbers that happens by chance with 2e-6 and 1e-7.
-_FAR = 2.0**9
+#: Rounding is another one where the gradient moves by so many times the difference; an error is about the same where
+#: it moves by this share. The points lie so far away (units in the last place) at least and at most.
+_OTHER, _SAME = 64.0, 0.1
+_NEAREST, _FARTHEST = 2.0**6, 2.0**15
+#: After so many points a mean of differences is no rounding beyond so many of its standard deviations: with 9 and 17
+#: numbers that happens by chance with 2e-6 and 1e-7.
 _LOOKS = ((8, 12.0), (16, 9.0))
 #: Of the first points so many must be usable.
 _LEAST = 4
-#: Intermediate results are rounded beside 1, however small a derivative they leave (1 - tanh^2): this many eps of the
-#: whole model's gradient, measured 0.5.
-_WHOLE = 1.0
+#: An entry that moves less than so many times its difference keeps its rounding (1 - tanh^2, far out). That is so many
+#: eps of the intermediate results (measured: 1.6 times, 1.2 eps). They are as large as the whole model's gradient; an
+#: entry of less than so many times what the loss's own rounding makes comes from some as large as the loss, but a large
+#: offset excuses no more than this share of a tensor.
+_STILL = 4.0
+_INTERMEDIATE, _SATURATED, _OFFSET = 2.0, 16.0, 0.005
 
 
 @dataclass(slots=True, eq=False)
 class _Differences:
-    """D_j summed over points, by tensor."""
+    """D_j summed over points, and how far the twin's gradient moved at most, by tensor."""
 
     total: dict[str, Array]
     squares: dict[str, Array]
+    moves: dict[str, Array]
     points: int = 1
 
-    def add(self, there: dict[str, Array]) -> None:
+    def add(self, there: dict[str, Array], moves: dict[str, Array]) -> None:
         if all(np.isfinite(there[n]).all() for n in self.total):
             self.total = {n: t + there[n] for n, t in self.total.items()}
             self.squares = {n: s + there[n] ** 2 for n, s in self.squares.items()}
+            self.moves = {n: np.maximum(m, np.abs(moves[n])) for n, m in self.moves.items()}
             self.points += 1
 
     def mean(self) -> dict[str, Array]:
@@ -61,41 +69,47 @@ class _Differences:
 
 
 def beyond_rounding(
-    model: Model, twin: Model, gradients: Gradients, reference: Gradients, budget: Budget, seed: int
+    models: tuple[Model, Model], gradients: Gradients, reference: Gradients, loss: Scalar, budget: Budget, seed: int
 ) -> dict[str, Array]:
     """By tensor and entry, float64: the part of the difference to the twin that rounding does not account for.
 
     Args:
-        model: the native one.
-        twin: in float64.
-        gradients: of ``model`` at its base point, those under audit; a missing one counts as zero.
-        reference: of ``twin`` there.
+        models: the native one and its float64 twin.
+        gradients: of the native model at its base point, those under audit; a missing one counts as zero.
+        reference: of the twin there.
+        loss: there.
         budget: two gradients are charged to it; where differences are larger than what repeats, 34 at most.
         seed: of the points.
     """
+    model, twin = models
     native = model.parameters()
     given = [n for n, g in gradients.items() if g is not None or reference.get(n) is not None]
     apart = {n: d for n, d in _apart(gradients, reference).items() if n in given and np.isfinite(d).all()}
-    allowed = _repeating(native, gradients, _moved(native, twin, reference, budget, seed))
-    beyond = {n: _soft(d, allowed[n]) for n, d in apart.items()}
-    if not any(b.any() for b in beyond.values()):
-        return beyond
-    seen = _Differences(apart, {n: d * d for n, d in apart.items()})
+    moved = _moved(native, twin, reference, budget, seed)
+    always, still = _repeating(native, gradients, moved, abs(float(loss)))
+    open_ = [n for n, d in apart.items() if (np.abs(d) > always[n]).any()]
+    if not open_:
+        return {n: np.zeros(d.shape) for n, d in apart.items()}
+    far = max(_far(apart[n], reference[n], moved[n]) for n in open_)
+    seen = _Differences(apart, {n: d * d for n, d in apart.items()}, dict.fromkeys(apart, np.zeros(())))
+    beyond: dict[str, Array] = {}
     tried = 0
     for until, clear in _LOOKS:
         for j in range(tried, until):
-            point = _shaken(native, _FAR, seed + 1 + j)
+            point = _shaken(native, far, seed + 1 + j)
             # a point outside the domain tells nothing
             with suppress(Exception):
-                seen.add(_apart(gradient_at(model, point, budget), gradient_at(twin, _wide(point, twin), budget)))
+                exact = gradient_at(twin, _wide(point, twin), budget)
+                seen.add(_apart(gradient_at(model, point, budget), exact), _apart(exact, reference))
         tried = until
         if seen.points <= _LEAST:
             # nothing is known of the noise: then it is taken to be as large as what repeats itself
-            return {n: _soft(d, (1 + clear) * allowed[n]) for n, d in apart.items()}
+            return {n: _soft(d, (1 + clear) * always[n] + still[n]) for n, d in apart.items()}
         mean = seen.mean()
+        allowed = {n: always[n] + still[n] * (seen.moves[n] < _STILL * np.abs(m)) for n, m in mean.items()}
         beyond = {n: _soft(m, allowed[n] + clear * seen.noise(n)) for n, m in mean.items()}
-        open_ = any((np.abs(m) > allowed[n]).any() for n, m in mean.items())
-        if not open_ or any(b.any() for b in beyond.values()):
+        repeats = all((np.abs(m) <= allowed[n]).all() for n, m in mean.items())
+        if repeats or any(b.any() for b in beyond.values()):
             break
     return beyond
 
@@ -106,6 +120,15 @@ def _moved(native: NamedArrays, twin: Model, reference: Gradients, budget: Budge
     points = [_shaken(native, 1.0, s) for s in (None, seed)]
     there = [_apart(gradient_at(twin, _wide(point, twin), budget), reference) for point in points]
     return {n: np.maximum(np.abs(there[0][n]), np.abs(there[1][n])) for n in there[0]}
+
+
+def _far(apart: Array, reference: Array | None, moved: Array) -> float:
+    """How many units in the last place away rounding is another one, and an error still the same."""
+    largest = float(np.abs(apart).max())
+    size = largest if reference is None else max(largest, _rms(reference))
+    wanted = min(_OTHER * largest, _SAME * size)
+    unit = _rms(moved)
+    return float(np.clip(wanted / unit, _NEAREST, _FARTHEST)) if unit > 0 else _FARTHEST
 
 
 def _shaken(native: NamedArrays, far: float, seed: int | None) -> dict[str, Array]:
@@ -133,18 +156,22 @@ def _apart(one: Gradients, other: Gradients) -> dict[str, Array]:
     }
 
 
-def _repeating(native: NamedArrays, gradients: Gradients, moved: dict[str, Array]) -> dict[str, Array]:
-    """How much rounding may repeat itself, by entry."""
+def _repeating(
+    native: NamedArrays, gradients: Gradients, moved: dict[str, Array], loss: float
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """How much rounding may repeat itself, by entry: everywhere, and in addition where the points do not move it."""
     wide = {n: np.asarray(g, np.float64) for n, g in gradients.items() if g is not None and np.isfinite(g).all()}
     unit = max((eps(g.dtype) for g in gradients.values() if g is not None), default=0.0)
     lengths = plan.scales({n: native[n] for n in gradients})
     whole = float(np.sqrt(sum(np.square(g * lengths[n]).sum() for n, g in wide.items())))
-    allowed = {}
+    always, still = {}, {}
     for name in gradients:
         g, m = np.abs(wide.get(name, np.zeros(()))), moved[name]
-        flat = _BIAS * (g + _rms(g)) + _WHOLE * whole / lengths[name]
-        allowed[name] = unit * flat + _CONDITION * np.maximum(m, _rms(m))
-    return allowed
+        always[name] = _BIAS * unit * (g + _rms(g)) + _CONDITION * np.maximum(m, _rms(m))
+        by_loss = _INTERMEDIATE * unit * loss / lengths[name]
+        saturated = np.where(g < _SATURATED * by_loss, np.minimum(by_loss, _OFFSET * _rms(g)), 0.0)
+        still[name] = _INTERMEDIATE * unit * whole / lengths[name] + saturated
+    return always, still
 
 
 def _soft(x: Array, allowed: Array) -> Array:

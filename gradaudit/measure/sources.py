@@ -71,7 +71,7 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
-        excess = beyond_rounding(model, twin, gradients, reference, budget, seed)
+        excess = beyond_rounding((model, twin), gradients, reference, loss, budget, seed)
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
