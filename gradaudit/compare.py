@@ -12,7 +12,7 @@ from gradaudit.arrays import Gradients
 from gradaudit.direction import Direction
 from gradaudit.numeric.estimate import DerivativeEstimate
 
-__all__ = ["Comparison", "Precision", "Verdict", "caution", "compare", "detectable", "worst"]
+__all__ = ["Comparison", "Precision", "Verdict", "caution", "compare", "detectable", "excluded", "worst"]
 
 #: Back-propagation is off by 0.7 eps of the rms product, measured; 16 covers 85 %, the tolerance of the dtype the rest.
 _ANALYTIC_RMS = 16.0
@@ -40,6 +40,8 @@ _SEEN = 0.99
 #: One direction alone sees only errors of 80 times its resolution that surely; a bisection to one per mille.
 _BLIND = 100.0
 _HALVINGS = 14
+#: Gaps alone bound an error if there are so many of them.
+_FEWEST = 5
 
 
 class Verdict(Enum):
@@ -130,6 +132,21 @@ def detectable(resolutions: Sequence[float]) -> float:
         missed = math.prod(2 * NormalDist().cdf(r / middle) - 1 for r in finite)
         low, high = (middle, high) if missed > 1 - _SEEN else (low, middle)
     return high
+
+
+def excluded(gaps: Sequence[float]) -> float:
+    """The relative error, spread over a tensor, that relative gaps along so many random directions exclude with 99 %.
+
+    Along random directions an error of relative size r shows as r times independent standard normal numbers. Whatever
+    the noise of the numbers, it is independent of those and makes the gaps larger, not smaller. So their squares add
+    up to r^2 times the one per cent quantile of chi-square, or more (Wilson & Hilferty 1931: ``n (1 - 2 / (9 n) + z
+    sqrt(2 / (9 n)))^3``, on the safe side here). Infinite for fewer gaps than tell anything.
+    """
+    n = len(gaps)
+    if n < _FEWEST:
+        return float("inf")
+    quantile = n * (1 - 2 / (9 * n) + NormalDist().inv_cdf(1 - _SEEN) * math.sqrt(2 / (9 * n))) ** 3
+    return math.sqrt(sum(gap * gap for gap in gaps) / quantile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
