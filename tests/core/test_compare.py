@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gradaudit.compare import Precision, Verdict, caution, compare, detectable, worst
+from gradaudit.compare import Precision, Verdict, caution, compare, detectable, excluded, worst
 from gradaudit.direction import Direction
 from gradaudit.numeric.estimate import DerivativeEstimate
 
@@ -106,3 +106,22 @@ def test_the_twins_gradient_shows_how_much_is_rounding():
     assert judged({"x": np.array([1.0 + 1e-5])}) is Verdict.DISAGREE
     # more than rounding explains
     assert judged(exact, 5e-6) is Verdict.DISAGREE
+
+
+@pytest.mark.parametrize("size", [3, 4, 50])
+@pytest.mark.parametrize("n", [5, 10, 24])
+def test_gaps_exclude_errors_that_would_have_made_larger_ones(n, size):
+    """Noise of the numbers makes gaps larger: fewer errors pass, never more."""
+    rng = np.random.default_rng([n, size])
+    v = rng.uniform(0.5, 1.5, (5000, n, size)) * rng.choice([-1.0, 1.0], (5000, n, size))
+    error = rng.standard_normal(size)
+    shown = (v @ error) / np.linalg.norm(v * error, axis=-1)
+    for noise in (0.0, 0.5):
+        gaps = shown + noise * rng.standard_normal(shown.shape)
+        passed = np.mean([excluded(list(row)) < 1 for row in gaps])
+        assert passed <= (0.02 if noise == 0 else 0.012)
+
+
+def test_few_gaps_exclude_nothing_and_many_small_ones_a_small_error():
+    assert excluded([1e-6] * 4) == math.inf
+    assert 1e-3 < excluded([1e-3] * 6) < 3.5e-3
