@@ -100,10 +100,14 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
     if base.repeatable:
         # values that overflow at far points are data, not something to warn the user of
         with np.errstate(all="ignore"):
-            total = measure(choose(model, base.loss, budget, seed=options.seed), base.gradients, options, budget)
+            total = measure(
+                choose(model, base.loss, base.gradients, budget, seed=options.seed), base.gradients, options, budget
+            )
             held = _held(model, options)
             if held is not None and total.verdict is not Verdict.AGREE:
-                frozen = measure(choose(held, base.loss, budget, seed=options.seed), base.gradients, options, budget)
+                frozen = measure(
+                    choose(held, base.loss, base.gradients, budget, seed=options.seed), base.gradients, options, budget
+                )
             if frozen is None and (beside := judged_beside(model, total, options, budget)) is not None:
                 at_kink = AtKink(base, total)
                 model, base, total = beside

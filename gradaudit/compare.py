@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from statistics import NormalDist
 
-import numpy as np
-
-from gradaudit.arrays import Array, Gradients
+from gradaudit.arrays import Gradients
 from gradaudit.direction import Direction
 from gradaudit.numeric.estimate import DerivativeEstimate
 
-__all__ = ["Comparison", "Precision", "Verdict", "caution", "compare", "detectable", "worst"]
+__all__ = ["Comparison", "Precision", "Verdict", "caution", "compare", "detectable", "excluded", "worst"]
 
 #: Back-propagation is off by 0.7 eps of the rms product, measured; 16 covers 85 %, the tolerance of the dtype the rest.
 _ANALYTIC_RMS = 16.0
 _ANALYTIC_VALUE = 64.0
-#: A float32 gradient may differ from its float64 twin by this share of its tensor, by rounding of the whole model's,
-#: and by so many times what one unit in the last place of the parameters does; what exceeds that is an error of the
-#: float32 code itself (`benchmarks/verdicts.py --false-alarms 1000 --first 9000`: one right gradient in 256 exceeds it,
-#: that of a chaotic map, which float32 gets wrong by 3 % in one entry).
-_ROUNDED_TENSOR = 5e-5
-_CONDITION = 8.0
 #: Nearby kinks hide in float32 noise and tilt the slope: without a twin a gap must exceed the bound threefold.
 _NATIVE_SINGLE = 3.0
 #: Relative differences that rounding of the analytic side in its own dtype can account for.
@@ -48,6 +40,8 @@ _SEEN = 0.99
 #: One direction alone sees only errors of 80 times its resolution that surely; a bisection to one per mille.
 _BLIND = 100.0
 _HALVINGS = 14
+#: Gaps alone bound an error if there are so many of them.
+_FEWEST = 5
 
 
 class Verdict(Enum):
@@ -75,13 +69,15 @@ class Precision:
         analytic: machine epsilon of the gradient's dtype.
         numeric: machine epsilon of the loss that supplied the numbers.
         reference: the gradient of a float64 twin, beside which the rounding of the analytic one shows.
-        jittered: gradients at parameters moved by one unit in the last place, of the twin where there is one.
+        excess: what of the difference to it is more than rounding; none unless given.
+        jittered: without a twin, gradients at parameters moved by one unit in the last place.
         caution: by how much a gap must exceed the bound to count as an error.
     """
 
     analytic: float
     numeric: float
     reference: Gradients | None = None
+    excess: Gradients = field(default_factory=dict)
     jittered: tuple[Gradients, ...] = ()
     caution: float = 1.0
 
@@ -91,37 +87,13 @@ class Precision:
         known = self.reference is not None or self.analytic < _SINGLE_EPS
         return _TOLERANCE_DOUBLE if known else _TOLERANCE_SINGLE
 
-    def rounding(self, direction: Direction, gradients: Gradients, whole: float) -> float:
+    def rounding(self, direction: Direction, gradients: Gradients) -> float:
         """How far <g, v> may be off because g was computed in its own dtype."""
         reach, analytic = direction.reach(gradients), direction.dot(gradients)
         usual = self.analytic * (_ANALYTIC_RMS * reach + _ANALYTIC_VALUE * abs(analytic))
         if self.reference is not None:
-            return min(abs(analytic - direction.dot(self.reference)), self._allowed(direction, reach, whole))
+            return abs(analytic - direction.dot(self.reference) - direction.dot(self.excess))
         return usual + _JITTER * max((abs(direction.dot(j) - analytic) for j in self.jittered), default=0.0)
-
-    def exceeds_rounding(self, direction: Direction, gradients: Gradients, whole: float) -> bool:
-        """Whether g and the gradient of its float64 twin differ by more than rounding, entry by entry along v.
-
-        Unlike <g, v>, that difference does not cancel. False where there is no twin.
-        """
-        if self.reference is None:
-            return False
-        apart = direction.norm(_differences(gradients, self.reference))
-        return apart > self._allowed(direction, direction.reach(gradients), whole)
-
-    def _allowed(self, direction: Direction, reach: float, whole: float) -> float:
-        assert self.reference is not None  # see rounding and exceeds_rounding
-        moved = max((direction.norm(_differences(j, self.reference)) for j in self.jittered), default=0.0)
-        return _ROUNDED_TENSOR * reach + self.analytic * _ANALYTIC_RMS * whole + _CONDITION * moved
-
-
-def _differences(one: Gradients, other: Gradients) -> dict[str, Array | None]:
-    """By tensor, float64; None, which counts as zero, where one of them is missing or not in both."""
-    pairs = {name: (g, other.get(name)) for name, g in one.items()}
-    return {
-        name: None if g is None or h is None else np.asarray(g, np.float64) - np.asarray(h, np.float64)
-        for name, (g, h) in pairs.items()
-    }
 
 
 def caution(numeric: float, false_alarm: float, n_comparisons: int) -> float:
@@ -160,6 +132,21 @@ def detectable(resolutions: Sequence[float]) -> float:
         missed = math.prod(2 * NormalDist().cdf(r / middle) - 1 for r in finite)
         low, high = (middle, high) if missed > 1 - _SEEN else (low, middle)
     return high
+
+
+def excluded(gaps: Sequence[float]) -> float:
+    """The relative error, spread over a tensor, that relative gaps along so many random directions exclude with 99 %.
+
+    Along random directions an error of relative size r shows as r times independent standard normal numbers. Whatever
+    the noise of the numbers, it is independent of those and makes the gaps larger, not smaller. So their squares add
+    up to r^2 times the one per cent quantile of chi-square, or more (Wilson & Hilferty 1931: ``n (1 - 2 / (9 n) + z
+    sqrt(2 / (9 n)))^3``, on the safe side here). Infinite for fewer gaps than tell anything.
+    """
+    n = len(gaps)
+    if n < _FEWEST:
+        return float("inf")
+    quantile = n * (1 - 2 / (9 * n) + NormalDist().inv_cdf(1 - _SEEN) * math.sqrt(2 / (9 * n))) ** 3
+    return math.sqrt(sum(gap * gap for gap in gaps) / quantile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -209,7 +196,7 @@ def compare(
     """
     analytic, rms = direction.dot(gradients), direction.norm(gradients)
     numeric = estimate.value
-    bound = estimate.bound + precision.rounding(direction, gradients, whole)
+    bound = estimate.bound + precision.rounding(direction, gradients)
     scale = rms if math.isnan(numeric) else max(rms, abs(numeric))
     gap = abs(analytic - numeric)
     threshold = precision.caution * bound + precision.tolerance * scale

@@ -171,7 +171,7 @@ class Evidence:
             # what is held must be what was there; otherwise the experiment says nothing
             if abs(float(loss) - float(self.baseline.loss)) > _SAME * eps(loss.dtype) * abs(float(loss)):
                 return None
-            source = choose(model, loss, self.budget, seed=self.options.seed)
+            source = choose(model, loss, self.baseline.gradients, self.budget, seed=self.options.seed)
             return measure(source, self.baseline.gradients, self.options, self.budget)
         except Exception:  # noqa: BLE001  # as in `without`
             return None

@@ -42,6 +42,9 @@ def unresolved(evidence: Evidence) -> Finding | None:
     elif left or not np.isfinite(resolutions[coarsest]):
         way = "the loss is not finite, or raises, on one side or both sides of these parameters"
         settle = "a base point further inside the domain"
+    elif _rounded(evidence, coarsest):
+        way = f"the {evidence.baseline.loss.dtype} gradient differs from its float64 twin's, elsewhere in another way"
+        settle = "the gradient in float64, or a formula that amplifies rounding less"
     else:
         way = (
             f"the loss {number(float(evidence.baseline.loss))} is known to its own rounding only ({total.source.name})"
@@ -56,6 +59,15 @@ def unresolved(evidence: Evidence) -> Finding | None:
         parameters=tuple(names),
         numbers={"resolution": resolutions[coarsest]},
     )
+
+
+def _rounded(evidence: Evidence, name: str) -> bool:
+    """Whether the gradient's own rounding is what hides errors, not that of the numbers."""
+    total = evidence.total
+    if total is None or total.source.reference is None:
+        return False
+    pairs = zip(total.lines, total.comparisons, strict=True)
+    return any(c.bound > 2 * line.estimate.bound for line, c in pairs if line.probe.tensor == name)
 
 
 def _invisible(resolution: float, name: str) -> str:

@@ -86,7 +86,9 @@ def judged_beside(
         return None
     if not base.repeatable:
         return None
-    found = measure(choose(moved, base.loss, budget, seed=options.seed), base.gradients, options, budget)
+    found = measure(
+        choose(moved, base.loss, base.gradients, budget, seed=options.seed), base.gradients, options, budget
+    )
     # what the base point condemns is not cleared elsewhere
     clears = found.verdict is Verdict.AGREE and total.verdict is not Verdict.DISAGREE
     decided = clears or found.verdict is Verdict.DISAGREE

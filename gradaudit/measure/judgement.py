@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, eps
-from gradaudit.compare import Comparison, Precision, Verdict, caution, compare, detectable, worst
+from gradaudit.compare import Comparison, Precision, Verdict, caution, compare, detectable, excluded, worst
 from gradaudit.measure.plan import Probe
 from gradaudit.measure.sources import Source
 from gradaudit.numeric.estimate import DerivativeEstimate
@@ -22,6 +22,8 @@ _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
 _EXISTS = 0.01
 #: A full estimate with a coarser resolution resolves nothing.
 _HOPELESS = 0.5
+#: Random directions of a tensor of fewer entries are much alike.
+_INDEPENDENT = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +67,11 @@ class Measurement:
         """The comparisons of one tensor (None: the whole model), those along directions or those of its entries."""
         pairs = zip(self.lines, self.comparisons, strict=True)
         return [c for line, c in pairs if line.probe.tensor == tensor and (c.direction.entry is not None) == entries]
+
+    def gaps(self, name: str, gradient: Array | None) -> list[float]:
+        """The relative gaps along random directions of a tensor, where they are independent."""
+        pairs = zip(self.lines, self.comparisons, strict=True)
+        return _random_gaps([(li, c) for li, c in pairs if li.probe.tensor == name], gradient)
 
     def needs(self, name: str) -> bool:
         """Whether an error of this tensor that matters could have gone unseen."""
@@ -115,8 +122,8 @@ def judge(
         if gradient is not None and not np.isfinite(gradient).all():
             numeric = [e for line, _ in by_tensor[name] if (e := line.estimate).bound <= _EXISTS * abs(e.value)]
             verdicts[name] = Verdict.DISAGREE if numeric else Verdict.INCONCLUSIVE
-    if own and source.reference is not None:
-        for name in _beyond_rounding(lines, gradients, source, options, precision, whole):
+    if own and source.excess is not None:
+        for name in _beyond_rounding(lines, gradients, source, options):
             verdicts[name] = Verdict.DISAGREE
     together = [c.verdict for line, c in pairs if line.probe.tensor is None]
     verdict = worst(verdicts.values())
@@ -139,19 +146,16 @@ def _beyond_rounding(
     gradients: Gradients,
     source: Source,
     options: AuditOptions,
-    precision: Precision,
-    whole: float,
 ) -> list[str]:
     """The tensors whose float64 twin has the right gradient, from which the float32 one differs beyond rounding."""
     assert source.reference is not None  # see judge
+    assert source.excess is not None
+    exceeding = [name for name, excess in source.excess.items() if excess is not None and excess.any()]
+    if not exceeding:
+        return []
     reference = {name: source.reference[name] for name in gradients}
     right = judge(lines, reference, source, options, own=False).verdicts
-    looks = {li.probe.tensor: li.probe.direction for li in lines if li.probe.direction.entry is None}
-    return [
-        name
-        for name, verdict in right.items()
-        if verdict is Verdict.AGREE and precision.exceeds_rounding(looks[name], gradients, whole)
-    ]
+    return [name for name in exceeding if right[name] is Verdict.AGREE]
 
 
 def precision_of(n: int, gradients: Gradients, source: Source, options: AuditOptions, *, own: bool) -> Precision:
@@ -162,6 +166,7 @@ def precision_of(n: int, gradients: Gradients, source: Source, options: AuditOpt
         analytic=max(eps(d) for d in dtypes),
         numeric=numeric,
         reference=source.reference if own else None,
+        excess=(own and source.excess) or {},
         jittered=source.jittered if own else (),
         caution=caution(numeric, options.false_alarm, n),
     )
@@ -174,7 +179,7 @@ def _resolution(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None
         return float("inf")
     if gradient is not None and gradient.size == 1:
         return min(directions)  # nothing cancels in a single number
-    spread = detectable(directions)
+    spread = min(detectable(directions), excluded(_random_gaps(pairs, gradient)))
     read = [c for _, c in pairs if c.direction.entry is not None]
     norm = 0.0 if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))
     size = gradient.size if gradient is not None else 0
@@ -183,6 +188,20 @@ def _resolution(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None
     # an error of this relative size has an entry at least as large as the coarsest threshold of all
     coarsest = max(c.resolution * c.scale / c.direction.length for c in read)
     return min(spread, float(np.sqrt(size)) * coarsest / norm)
+
+
+def _random_gaps(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | None) -> list[float]:
+    """Relative gaps along independent random directions; none where they are not, or where there is a kink or jump.
+
+    In a tensor of very few entries directions are too much alike; one along the gradient is not random.
+    """
+    smooth = all(line.estimate.status in ("converged", "noise-limited") for line, _ in pairs)
+    if gradient is None or gradient.size < _INDEPENDENT or not smooth:
+        return []
+    looks = [c for _, c in pairs if c.direction.entry is None and c.direction.signs is None]
+    # of a direction measured twice the full estimate counts
+    latest = {id(c.direction): c for c in looks}
+    return [c.relative_error for c in latest.values() if np.isfinite(c.bound)]
 
 
 def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, resolved: bool) -> Verdict:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients
-from gradaudit.compare import Comparison, Verdict, detectable
+from gradaudit.compare import Comparison, Verdict, detectable, excluded
 from gradaudit.direction import Direction
 from gradaudit.measure import plan
 from gradaudit.measure.judgement import Line, Measurement, judge, precision_of
@@ -28,6 +28,8 @@ __all__ = ["further", "locate", "measure"]
 _MOST_DIRECTIONS = 200
 #: More directions of one tensor than this do not help: then the bounds are too coarse.
 _MOST_MORE = 24
+#: More gaps may turn out larger than those before them.
+_HOPE = 1.3
 
 
 def measure(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:
@@ -53,8 +55,8 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
         lines += ask(probes)
         seen = judge(lines, gradients, source, options)
         small = [] if options.entries else [n for n, v in seen.verdicts.items() if v is not Verdict.AGREE]
-        lines += ask([*_blind(seen, lengths, options, 0), *plan.entries(parameters, lengths, small)])
-        lines += ask(_blind(judge(lines, gradients, source, options), lengths, options, 1))
+        lines += ask([*_blind(seen, gradients, lengths, options, 0), *plan.entries(parameters, lengths, small)])
+        lines += ask(_blind(judge(lines, gradients, source, options), gradients, lengths, options, 1))
         lines += _full(sampler, _doubtful(judge(lines, gradients, source, options), lengths, options))
     except Stop:
         complete = False
@@ -76,12 +78,11 @@ def locate(
     source = measured.source
     sampler = _sampler(source, dict.fromkeys(source.model.parameters()), options, budget)
     precision = precision_of(len(measured.lines), gradients, source, options, own=True)
-    whole = max((line.probe.direction.norm(gradients) for line in measured.lines[:1]), default=0.0)
 
     def gaps(directions: Sequence[Direction]) -> list[Gap]:
         found = follow_up(sampler, directions, known, "localising")
         return [
-            Gap(value=d.dot(gradients) - e.value, bound=e.bound + precision.rounding(d, gradients, whole))
+            Gap(value=d.dot(gradients) - e.value, bound=e.bound + precision.rounding(d, gradients))
             for d, e in zip(directions, found, strict=True)
         ]
 
@@ -179,7 +180,9 @@ def _doubtful(measured: Measurement, lengths: dict[str, float | Array], options:
     return probes
 
 
-def _blind(measured: Measurement, lengths: dict[str, float | Array], options: AuditOptions, turn: int) -> list[Probe]:
+def _blind(
+    measured: Measurement, gradients: Gradients, lengths: dict[str, float | Array], options: AuditOptions, turn: int
+) -> list[Probe]:
     """More directions of tensors that agree, but where an error that matters could have cancelled in all of them."""
     probes: list[Probe] = []
     for name in measured.verdicts:
@@ -187,7 +190,16 @@ def _blind(measured: Measurement, lengths: dict[str, float | Array], options: Au
         seen = [c.resolution for c in looks if c.direction.signs is None]
         if any(c.verdict is Verdict.DISAGREE for c in looks) or not seen or not measured.needs(name):
             continue
-        usual = float(np.median(seen))
-        more = next((n for n in range(1, _MOST_MORE) if measured.would_do(detectable(seen + [usual] * n))), 0)
+        gaps = measured.gaps(name, gradients[name])
+        more = next((n for n in range(1, _MOST_MORE) if measured.would_do(_expected(seen, gaps, n))), 0)
         probes += plan.more(lengths, name, options.seed, more, turn * _MOST_MORE)
     return probes
+
+
+def _expected(resolutions: list[float], gaps: list[float], more: int) -> float:
+    """The resolution of a tensor after more directions like those before."""
+    by_bounds = detectable(resolutions + [float(np.median(resolutions))] * more)
+    if not gaps:
+        return by_bounds
+    usual = float(np.sqrt(np.mean(np.square(gaps))))
+    return min(by_bounds, _HOPE * excluded([usual] * (len(gaps) + more)))

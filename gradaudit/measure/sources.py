@@ -9,6 +9,7 @@ import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps
 from gradaudit.measure.baseline import gradient_at, gradient_of
+from gradaudit.measure.rounding import beyond_rounding
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsTerms, SupportsTwin
 
@@ -29,7 +30,8 @@ class Source:
         dtype: in which the loss is computed.
         digits: the dtype in which it is handed over: wider than ``dtype`` where terms are summed in float64.
         reference: the gradient of the float64 twin, beside which the rounding of a float32 gradient shows.
-        jittered: gradients at parameters moved by about a unit in the last place; of the twin where there is one.
+        excess: what of the difference to it is more than rounding, by entry.
+        jittered: where there is no twin, gradients at parameters moved by about a unit in the last place.
     """
 
     model: Model
@@ -37,12 +39,13 @@ class Source:
     dtype: str
     digits: str
     reference: Gradients | None = None
+    excess: Gradients | None = None
     jittered: tuple[Gradients, ...] = ()
 
 
-def choose(model: Model, loss: Scalar, budget: Budget, *, seed: int) -> Source:
+def choose(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, *, seed: int) -> Source:
     """The float64 twin if the model offers one and its loss is the native one within rounding; else what there is."""
-    if (source := _twin(model, loss, budget, seed)) is not None:
+    if (source := _twin(model, loss, gradients, budget, seed)) is not None:
         return source
     dtype = str(loss.dtype)
     if loss.dtype == np.float64:
@@ -55,8 +58,7 @@ def choose(model: Model, loss: Scalar, budget: Budget, *, seed: int) -> Source:
     return Source(model=model, name=f"the {dtype} loss itself", dtype=dtype, digits=dtype, jittered=jittered)
 
 
-def _twin(model: Model, loss: Scalar, budget: Budget, seed: int) -> Source | None:
-    native = model.parameters()
+def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed: int) -> Source | None:
     if not isinstance(model, SupportsTwin):
         return None
     try:
@@ -69,7 +71,7 @@ def _twin(model: Model, loss: Scalar, budget: Budget, seed: int) -> Source | Non
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
-        jittered = tuple(_shaken(twin, native, budget, seed + i) for i in range(_JITTERS))
+        excess = beyond_rounding((model, twin), gradients, reference, loss, budget, seed)
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
@@ -81,7 +83,7 @@ def _twin(model: Model, loss: Scalar, budget: Budget, seed: int) -> Source | Non
         dtype="float64",
         digits="float64",
         reference=reference,
-        jittered=jittered,
+        excess=excess,
     )
 
 
@@ -92,12 +94,6 @@ def _jittered(model: Model, budget: Budget, seed: int) -> Gradients:
         moves = np.random.default_rng([seed, 4]).random(p.shape) < 0.5
         moved[name] = (p + np.where(moves, _signs(p, seed) * np.spacing(np.abs(p)), 0)).astype(p.dtype)
     return gradient_at(model, moved, budget)
-
-
-def _shaken(twin: Model, native: NamedArrays, budget: Budget, seed: int) -> Gradients:
-    """The twin's gradient with every parameter moved by one unit of the native dtype, up or down."""
-    moved = {n: p + _signs(p, seed) * np.spacing(np.abs(native[n])) for n, p in twin.parameters().items()}
-    return gradient_at(twin, moved, budget)
 
 
 def _signs(p: Array, seed: int) -> Array:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gradaudit.compare import Precision, Verdict, caution, compare, detectable, worst
+from gradaudit.compare import Precision, Verdict, caution, compare, detectable, excluded, worst
 from gradaudit.direction import Direction
 from gradaudit.numeric.estimate import DerivativeEstimate
 
@@ -97,13 +97,31 @@ def test_the_twins_gradient_shows_how_much_is_rounding():
         constant=False,
     )  # fmt: skip
 
-    def judged(reference):
-        precision = Precision(analytic=1.2e-7, numeric=2e-16, reference=reference)
+    def judged(reference, excess=0.0):
+        precision = Precision(analytic=1.2e-7, numeric=2e-16, reference=reference, excess={"x": np.array([excess])})
         return compare(V, found, gradients, precision=precision, whole=1.0, significant=1e-3).verdict
 
     assert judged(exact) is Verdict.AGREE
     # the twin has the same error: it is none of rounding
     assert judged({"x": np.array([1.0 + 1e-5])}) is Verdict.DISAGREE
     # more than rounding explains
-    gradients = {"x": np.float32([1.0 + 2e-4])}
-    assert judged(exact) is Verdict.DISAGREE
+    assert judged(exact, 5e-6) is Verdict.DISAGREE
+
+
+@pytest.mark.parametrize("size", [3, 4, 50])
+@pytest.mark.parametrize("n", [5, 10, 24])
+def test_gaps_exclude_errors_that_would_have_made_larger_ones(n, size):
+    """Noise of the numbers makes gaps larger: fewer errors pass, never more."""
+    rng = np.random.default_rng([n, size])
+    v = rng.uniform(0.5, 1.5, (5000, n, size)) * rng.choice([-1.0, 1.0], (5000, n, size))
+    error = rng.standard_normal(size)
+    shown = (v @ error) / np.linalg.norm(v * error, axis=-1)
+    for noise in (0.0, 0.5):
+        gaps = shown + noise * rng.standard_normal(shown.shape)
+        passed = np.mean([excluded(list(row)) < 1 for row in gaps])
+        assert passed <= (0.02 if noise == 0 else 0.012)
+
+
+def test_few_gaps_exclude_nothing_and_many_small_ones_a_small_error():
+    assert excluded([1e-6] * 4) == math.inf
+    assert 1e-3 < excluded([1e-3] * 6) < 3.5e-3

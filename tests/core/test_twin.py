@@ -34,13 +34,13 @@ class Mapped:
         return Mapped(self.x.astype(np.float64), self.steps) if self.x.dtype == np.float32 else None
 
 
-def start(n=40):
-    return np.random.default_rng(0).uniform(0.2, 0.8, n).astype(np.float32)
+def start(n=40, seed=0):
+    return np.random.default_rng(seed).uniform(0.2, 0.8, n).astype(np.float32)
 
 
 def one_entry(g):
     g = g.copy()
-    g[7] += 1e-3 * np.linalg.norm(g)
+    g[7] += 1e-4 * np.sqrt(np.mean(g**2))
     return g
 
 
@@ -62,3 +62,80 @@ def test_rounding_of_an_ill_conditioned_gradient_is_no_error(steps, seed):
     off = np.linalg.norm(native - exact) / np.linalg.norm(exact)
     assert (off > 5e-5) == (steps == 12)
     assert gradaudit.audit(right, seed=seed).verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("steps", [14, 20, 30])
+def test_a_chaotic_maps_rounding_is_never_called_an_error(steps, seed):
+    """It may be larger than the gradient; an error of a tenth repeats itself at points nearby, where chaos is mild."""
+    right = Mapped(start(seed=seed), steps)
+    assert gradaudit.audit(right, seed=seed).verdict is not Verdict.DISAGREE
+    wrong = Mapped(start(seed=seed), min(steps, 14), lambda g: g * np.float32(1.1))
+    assert gradaudit.audit(wrong, seed=seed).verdict is Verdict.DISAGREE
+
+
+class Cancelling:
+    """The variance of projected data with a mean of 100: up to three digits of the float32 gradient cancel."""
+
+    def __init__(self, seed, dtype="float32", factor=1.0):
+        rng = np.random.default_rng(seed)
+        self.seed, self.dtype, self.factor = seed, dtype, factor
+        self.x = (rng.standard_normal((64, 8)) + 100).astype(dtype)
+        self.w = rng.standard_normal(8).astype("float32").astype(dtype)
+
+    def parameters(self):
+        return {"w": self.w}
+
+    def loss(self, p):
+        return (self.x @ p["w"]).var()
+
+    def value_and_grad(self, p):
+        h = self.x @ p["w"]
+        g = 2 * self.x.T @ (h - h.mean()) / np.asarray(64, self.dtype)
+        return h.var(), {"w": g * np.asarray(self.factor, self.dtype)}
+
+    def twin(self):
+        return Cancelling(self.seed, "float64") if self.dtype == "float32" else None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_digits_that_cancel_are_no_error_and_hide_none_of_ten_per_cent(seed):
+    right = Cancelling(seed)
+    exact = right.twin()
+    off = np.abs(
+        right.value_and_grad(right.parameters())[1]["w"] / exact.value_and_grad(exact.parameters())[1]["w"] - 1
+    )
+    assert off.max() > 3e-6
+    assert gradaudit.audit(right, seed=seed).verdict is not Verdict.DISAGREE
+    assert gradaudit.audit(Cancelling(seed, factor=1.1), seed=seed).verdict is Verdict.DISAGREE
+
+
+class Saturated:
+    """A layer of tanh so far out that float32 rounds most of what is left of its derivative, ``1 - tanh^2``."""
+
+    def __init__(self, seed, dtype="float32", sign=1):
+        rng = np.random.default_rng(seed)
+        self.seed, self.dtype, self.sign = seed, dtype, sign
+        self.x = rng.standard_normal((30, 4)).astype("float32").astype(dtype)
+        parameters = {"w": 2.5 * rng.standard_normal((4, 5)), "v": rng.standard_normal(5)}
+        self.p = {n: p.astype("float32").astype(dtype) for n, p in parameters.items()}
+
+    def parameters(self):
+        return self.p
+
+    def loss(self, p):
+        return (np.tanh(self.x @ p["w"] + 6) @ p["v"]).sum()
+
+    def value_and_grad(self, p):
+        z = np.tanh(self.x @ p["w"] + 6)
+        inner = self.sign * (1 - z * z) * p["v"]
+        return (z @ p["v"]).sum(), {"w": self.x.T @ inner, "v": z.sum(0)}
+
+    def twin(self):
+        return Saturated(self.seed, "float64") if self.dtype == "float32" else None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_saturated_layer_is_no_error_and_its_sign_is(seed):
+    assert gradaudit.audit(Saturated(seed), seed=seed).verdict is Verdict.AGREE
+    assert gradaudit.audit(Saturated(seed, sign=-1), seed=seed)["w"].verdict is Verdict.DISAGREE
