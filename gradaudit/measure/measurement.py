@@ -29,7 +29,7 @@ _MOST_DIRECTIONS = 200
 #: More directions of one tensor than this do not help: then the bounds are too coarse.
 _MOST_MORE = 24
 #: More gaps may turn out larger than those before them.
-_HOPE = 1.3
+_HOPE = 1.5
 
 
 def measure(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:
