@@ -205,7 +205,7 @@ def compare(
     hidden = threshold + estimate.half_jump if between else threshold
     resolution = hidden / scale if scale > 0 else 0.0 if hidden == 0 else float("inf")
     least = max(_NEGLIGIBLE_LOSS, _NEGLIGIBLE_EPS * precision.numeric)
-    beside = _NEGLIGIBLE * whole if whole > 0 else least * abs(estimate.base)
+    beside = _NEGLIGIBLE * whole if whole > 0 else least * max(abs(estimate.base), estimate.nearby)
     negligible = abs(analytic) <= bound and abs(numeric) <= bound <= beside
     if estimate.status == "kink":
         # any slope between the two sides is allowed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["CustomRule", "Cut", "Origin"]
+__all__ = ["CustomRule", "Cut", "Origin", "definition"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,3 +115,16 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.operation} at {self.place}" + (f" in {self.function}" if self.function else "")
+
+
+@lru_cache(maxsize=4096)
+def definition(path: str, first: int) -> int:
+    """The line of the ``def`` of code that begins at a line; with decorators it begins at the first of them."""
+    if not linecache.getline(path, first).lstrip().startswith("@"):
+        return first
+    numbers = range(first, first + _DECORATORS)
+    return next((n for n in numbers if linecache.getline(path, n).lstrip().startswith(("def ", "async def "))), first)
+
+
+#: Lines that decorators may take.
+_DECORATORS = 50

@@ -59,6 +59,7 @@ class DerivativeEstimate:
         constant: all values were equal to the last bit.
         half_jump: at a kink, the one-sided slopes are value -+ half_jump; otherwise 0.
         still: the loss does not move at all near the base point.
+        nearby: the largest size of the loss within that window.
     """
 
     value: float
@@ -72,6 +73,7 @@ class DerivativeEstimate:
     constant: bool
     half_jump: float = 0.0
     still: bool = False
+    nearby: float = 0.0
 
 
 def estimate(sampler: Sampler, directions: Sequence[Direction], purpose: str) -> list[DerivativeEstimate]:
@@ -176,6 +178,7 @@ def _result(line: Line, top: float, sampler: Sampler, known: Known | None = None
         evaluations=len(line.ts),
         status="converged" if best.bound <= 1e-3 * abs(best.value) else "noise-limited",
         constant=bool(np.all(looked.raw == looked.raw[0])),
+        nearby=float(np.abs(looked.raw[np.isfinite(looked.raw) & (np.abs(looked.ts) <= best.step)]).max(initial=0.0)),
     )
     if known is not None:
         # a follow-up has no short steps to judge by; where its few levels do not fit, they were the wrong ones

@@ -22,3 +22,4 @@ def gradient(p):
 
 model = NumpyModel(loss, {"w": rng.standard_normal(5).astype("float32")}, gradient=gradient, any_dtype=True)
 EXPECTED = "GA703"
+VERDICT = "INCONCLUSIVE"  # noise: where digits cancel, a right formula in float32 is off like that

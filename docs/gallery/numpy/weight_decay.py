@@ -19,5 +19,4 @@ def gradient(p):
 
 
 model = NumpyModel(loss, {"w": rng.standard_normal((4, 3))}, gradient=gradient)
-EXPECTED = "GA901"
-MISSES = "GA901, unexplained: no finding knows a multiple of the parameter added to its gradient"
+EXPECTED = "GA306"

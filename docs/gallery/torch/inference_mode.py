@@ -17,4 +17,3 @@ def loss(p):
 weights = {"gate": torch.randn(4, 3, dtype=torch.float64), "w": torch.randn(4, 3, dtype=torch.float64)}
 model = registry.get("torch").function_model(loss, weights)
 EXPECTED = "GA101"
-MISSES = "GA201, the gradient that is missing, without the line: inference_mode is not listed as a cut"

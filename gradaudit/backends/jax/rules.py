@@ -33,7 +33,7 @@ from gradaudit.backends.jax.cuts import (
     walk,
 )
 from gradaudit.backends.jax.replay import Run, bind, evaluated, observed, places
-from gradaudit.sites import CustomRule
+from gradaudit.sites import CustomRule, definition
 
 __all__ = ["is_rule", "listed", "replaced", "rule"]
 
@@ -110,7 +110,7 @@ def _source(traced: Any) -> tuple[str, str, int]:
     """Name, file and line of a function that JAX has traced; empty where it has no code of its own."""
     info = getattr(traced, "debug_info", None)
     path = getattr(info, "func_filename", None)
-    return (info.func_name, path, int(info.func_lineno or 0)) if info and path else ("", "", 0)
+    return (info.func_name, path, definition(path, int(info.func_lineno or 0))) if info and path else ("", "", 0)
 
 
 def _called_by_machinery(primal: Any) -> tuple[str, str, int]:
@@ -120,7 +120,7 @@ def _called_by_machinery(primal: Any) -> tuple[str, str, int]:
             if path.endswith(_MACHINERY):
                 break
             if not installed(path):
-                inner = code.co_qualname.rpartition("<locals>.")[2], path, code.co_firstlineno
+                inner = code.co_qualname.rpartition("<locals>.")[2], path, definition(path, code.co_firstlineno)
         if inner[0]:
             return inner
     return "", "", 0

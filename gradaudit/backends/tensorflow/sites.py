@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import linecache
 import site
 import sys
 import sysconfig
@@ -15,7 +14,7 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from gradaudit.backends.tensorflow.state import private
-from gradaudit.sites import CustomRule, Cut
+from gradaudit.sites import CustomRule, Cut, definition
 
 __all__ = ["Caller", "caller", "cut_here", "rule_of", "wrapped"]
 
@@ -160,17 +159,6 @@ def _definition(function: Any) -> tuple[str, int] | None:
         # bound methods pass the attribute on, objects with a __call__ do not
         function = getattr(type(function), "__call__", None)  # noqa: B004  # the method, not whether there is one
     code = getattr(function, "__code__", None)
-    return _defined(code) if isinstance(code, CodeType) else None
-
-
-@functools.lru_cache(maxsize=4096)
-def _defined(code: CodeType) -> tuple[str, int]:
-    """A decorated function's code begins at its first decorator."""
-    first = code.co_firstlineno
-    numbers = () if code.co_name == "<lambda>" else range(first, first + _DECORATORS)
-    starts = (n for n in numbers if linecache.getline(code.co_filename, n).lstrip().startswith(("def ", "async def ")))
-    return code.co_filename, next(starts, first)
-
-
-#: Lines that decorators may take.
-_DECORATORS = 50
+    if not isinstance(code, CodeType):
+        return None
+    return code.co_filename, definition(code.co_filename, code.co_firstlineno)

@@ -118,6 +118,8 @@ def _targets() -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
         yield eager_tensor, name, _to("to_numpy")
     for name in ("array", "asarray"):  # they read a tensor's memory without asking it
         yield np, name, _to("to_numpy")
+    for name in [name for name, function in vars(np).items() if isinstance(function, np.ufunc)]:
+        yield np, name, _Ufunc
 
 
 def _to(method: str) -> Callable[[Any], Any]:
@@ -137,6 +139,25 @@ def _to(method: str) -> Callable[[Any], Any]:
 def _listening() -> Redirection | None:
     redirection = _redirections.get(threading.get_ident())
     return None if redirection is None or redirection.suspended else redirection
+
+
+@final
+class _Ufunc:
+    """A universal function of NumPy (`np.power`), which reads a tensor's memory without asking it."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (redirection := _listening()) is not None:
+            args = tuple(redirection.to_numpy(_as_array, a) if hasattr(a, "_numpy") else a for a in args)
+        return self._original(*args, **kwargs)
+
+
+_as_array = np.asarray
 
 
 @final

@@ -24,6 +24,7 @@ from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
 import gradaudit
+from gradaudit.backends.torch.inference import as_no_grad, is_inference
 from gradaudit.backends.torch.state import eager
 from gradaudit.sites import Cut
 
@@ -92,7 +93,7 @@ def held(function: Function, leaves: dict[str, Tensor], cuts: Collection[Cut]) -
 
 @contextlib.contextmanager
 def _watched(mode: TorchFunctionMode) -> Iterator[None]:
-    with eager(), mode:
+    with as_no_grad(), eager(), mode:
         yield
 
 
@@ -127,6 +128,7 @@ class Mode(TorchFunctionMode):  # type: ignore[misc]
         else:
             self._before[id(manager)] = manager, self.regions  # kept alive, so that its id stays its own
             kind = "set_grad_enabled" if isinstance(manager, torch.set_grad_enabled) else "no_grad"
+            kind = "inference_mode" if is_inference(outside.f_code) else kind
             self.regions = () if enabled else (*self.regions, _Region(self.site(kind, outside)))
 
     def site(self, kind: str, frame: FrameType | None) -> Cut:
@@ -136,7 +138,7 @@ class Mode(TorchFunctionMode):  # type: ignore[misc]
             if not decorated and frame.f_code.co_name in {"decorate_context", "generator_context"}:
                 decorated = frame.f_locals["func"].__qualname__
             frame = frame.f_back
-        function = decorated if kind in {"no_grad", "set_grad_enabled"} else ""
+        function = decorated if kind in {"no_grad", "set_grad_enabled", "inference_mode"} else ""
         # the last instruction may differ between two runs of a line: its position does not
         key = (kind, None, 0, function) if frame is None else (kind, frame.f_code, frame.f_lasti, function)
         if key not in self._sites:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
 from torch.autograd import Function
 
 from gradaudit.backends.torch.state import Patches, eager
-from gradaudit.sites import CustomRule
+from gradaudit.sites import CustomRule, definition
 
 __all__ = ["Handler", "Rule", "handling"]
 
@@ -191,17 +191,7 @@ def _cells(function: Any) -> dict[str, Any]:
 
 def _place(function: Any) -> tuple[str, int]:
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return ("unknown", 0) if code is None else (code.co_filename, _line(code))
-
-
-@functools.lru_cache(maxsize=4096)
-def _line(code: CodeType) -> int:
-    """Of the ``def``, not of its decorators."""
-    try:
-        lines, first = inspect.getsourcelines(code)
-    except (OSError, TypeError):
-        return code.co_firstlineno
-    return first + next((i for i, text in enumerate(lines) if text.lstrip().startswith("def ")), 0)
+    return ("unknown", 0) if code is None else (code.co_filename, definition(code.co_filename, code.co_firstlineno))
 
 
 def _wrappers(rule: Rule) -> Mapping[str, Callable[..., Any]]:
