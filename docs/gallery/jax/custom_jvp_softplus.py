@@ -29,4 +29,3 @@ def loss(p):
 
 model = registry.get("jax").function_model(loss, {"w": rng.standard_normal((4, 5)), "v": rng.standard_normal((5, 3))})
 EXPECTED = "GA501"
-MISSES = "the line of the decorator, above the def"
