@@ -26,6 +26,8 @@ _CHANGE = 3.0
 _UNSEEN = 3.0
 #: Constants and elementary functions in the loss's own precision tilt the slope by some tens of eps.
 _SYSTEMATIC = 100.0
+#: Of 130,000 estimates in float64, of fresh problems, 3 were off by just over one bound; the tail falls tenfold in 0.2.
+_MARGIN, _DOUBLE = 1.25, 1e-12
 #: Residuals this many times the noise are structure of the function, not noise.
 _CLEAR = 10.0
 _WIDEST = 9
@@ -134,6 +136,7 @@ def candidates(series: Series, eps: float) -> list[Candidate]:
         change = max(abs(fit[0] - shorter[0]), abs(fit[0] - richer[0]))
         unseen = min(shorter[1], richer[1])
         bound = _NOISE * fit[1] + _CHANGE * change + _UNSEEN * unseen + _SYSTEMATIC * eps * abs(fit[0])
+        bound *= _MARGIN if eps < _DOUBLE else 1.0
         found.append(Candidate(i, float(series.steps[i]), m, *fit, change, unseen, bound))
     return found
 
