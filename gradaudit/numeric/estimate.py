@@ -28,7 +28,7 @@ _FITS = 10.0
 #: In float32 the noise hides kinks so near that only the misfit tells of them; they tilt the slope by up to this much.
 _UNSEEN_STRUCTURE = 3.0
 #: A line is resolved at this relative bound; further rounds cost more than they show.
-_TARGET_DOUBLE, _TARGET_SINGLE = 1e-7, 1e-4
+_TARGET_DOUBLE, _TARGET_SINGLE = 1.25e-7, 1e-4
 _SINGLE = 1e-12
 _TOP = float("inf")
 #: A plateau narrower than this is a number format of fewer digits inside the loss, a wider one is rounding on purpose.
