@@ -20,8 +20,7 @@ from gradaudit.measure.baseline import Baseline, baseline
 from gradaudit.measure.beside import AtKink, judged_beside
 from gradaudit.measure.judgement import Measurement
 from gradaudit.measure.localise import Located
-from gradaudit.measure.measurement import measure
-from gradaudit.measure.sources import choose
+from gradaudit.measure.measurement import measured
 from gradaudit.measure.state import SeedFixed, preserved
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
@@ -100,14 +99,10 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
     if base.repeatable:
         # values that overflow at far points are data, not something to warn the user of
         with np.errstate(all="ignore"):
-            total = measure(
-                choose(model, base.loss, base.gradients, budget, seed=options.seed), base.gradients, options, budget
-            )
+            total = measured(model, base.loss, base.gradients, options, budget)
             held = _held(model, options)
             if held is not None and total.verdict is not Verdict.AGREE:
-                frozen = measure(
-                    choose(held, base.loss, base.gradients, budget, seed=options.seed), base.gradients, options, budget
-                )
+                frozen = measured(held, base.loss, base.gradients, options, budget)
             if frozen is None and (beside := judged_beside(model, total, options, budget)) is not None:
                 at_kink = AtKink(base, total)
                 model, base, total = beside

@@ -16,9 +16,8 @@ from gradaudit.measure.baseline import Baseline, gradient_at, gradient_of
 from gradaudit.measure.beside import AtKink
 from gradaudit.measure.judgement import Measurement, judge
 from gradaudit.measure.localise import Located
-from gradaudit.measure.measurement import further, locate, measure
+from gradaudit.measure.measurement import further, locate, measured
 from gradaudit.measure.plan import Probe, scales
-from gradaudit.measure.sources import choose
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import (
@@ -171,8 +170,7 @@ class Evidence:
             # what is held must be what was there; otherwise the experiment says nothing
             if abs(float(loss) - float(self.baseline.loss)) > _SAME * eps(loss.dtype) * abs(float(loss)):
                 return None
-            source = choose(model, loss, self.baseline.gradients, self.budget, seed=self.options.seed)
-            return measure(source, self.baseline.gradients, self.options, self.budget)
+            return measured(model, loss, self.baseline.gradients, self.options, self.budget)
         except Exception:  # noqa: BLE001  # as in `without`
             return None
 

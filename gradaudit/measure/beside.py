@@ -14,8 +14,7 @@ from gradaudit.measure import plan
 from gradaudit.measure.around import Around
 from gradaudit.measure.baseline import Baseline, baseline
 from gradaudit.measure.judgement import Measurement
-from gradaudit.measure.measurement import measure
-from gradaudit.measure.sources import choose
+from gradaudit.measure.measurement import measured
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model
@@ -86,9 +85,7 @@ def judged_beside(
         return None
     if not base.repeatable:
         return None
-    found = measure(
-        choose(moved, base.loss, base.gradients, budget, seed=options.seed), base.gradients, options, budget
-    )
+    found = measured(moved, base.loss, base.gradients, options, budget)
     # what the base point condemns is not cleared elsewhere
     clears = found.verdict is Verdict.AGREE and total.verdict is not Verdict.DISAGREE
     decided = clears or found.verdict is Verdict.DISAGREE

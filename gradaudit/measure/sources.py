@@ -8,16 +8,21 @@ from typing import final
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps
+from gradaudit.direction import Point, displace, random_direction
 from gradaudit.measure.baseline import gradient_at, gradient_of
+from gradaudit.measure.plan import scales
 from gradaudit.measure.rounding import beyond_rounding
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsTerms, SupportsTwin
 
-__all__ = ["Source", "choose"]
+__all__ = ["Source", "choose", "rounds_inside"]
 
 #: A twin computes the same loss up to the rounding of the native one.
 _SAME = 1e3
 _JITTERS = 2
+#: Steps, relative to the parameters' size, below and above what float32 resolves; how much flatter the loss is below
+#: if it rounds there; the noise of one difference.
+_UNSEEN, _SEEN, _FLAT, _ULPS = 1e-11, 1e-5, 0.9, 64.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,9 +48,18 @@ class Source:
     jittered: tuple[Gradients, ...] = ()
 
 
-def choose(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, *, seed: int) -> Source:
-    """The float64 twin if the model offers one and its loss is the native one within rounding; else what there is."""
-    if (source := _twin(model, loss, gradients, budget, seed)) is not None:
+def choose(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, *, seed: int, twin: bool = True) -> Source:
+    """The float64 twin if the model offers one and its loss is the native one within rounding; else what there is.
+
+    Args:
+        model: the model.
+        loss: at its base point.
+        gradients: there.
+        budget: gradients and the twin's loss are charged to it.
+        seed: of what is drawn.
+        twin: False: not the twin.
+    """
+    if twin and (source := _twin(model, loss, gradients, budget, seed)) is not None:
         return source
     dtype = str(loss.dtype)
     if loss.dtype == np.float64:
@@ -85,6 +99,30 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
         reference=reference,
         excess=excess,
     )
+
+
+def rounds_inside(source: Source, budget: Budget, seed: int) -> bool:
+    """Whether a twin computes some of its loss in float32 after all: it stands still where parameters move a little.
+
+    For each tensor the slope over a step that float32 cannot see is compared with that over one that it can; two
+    evaluations each. A loss that is chaotic, or that bends, is steeper over the short one.
+
+    Raises:
+        Stop: the budget is spent.
+    """
+    parameters = source.model.parameters()
+    base = float(source.model.loss(parameters))
+    noise = _ULPS * float(np.finfo(np.float64).eps) * abs(base) / _UNSEEN
+    for i, (name, scale) in enumerate(scales(parameters).items()):
+        direction = random_direction(name, {name: scale}, seed + i)
+        budget.take(2, "twin")
+        slopes = [
+            abs(float(source.model.loss(displace(parameters, Point(direction, t)))) - base) / t
+            for t in (_UNSEEN, _SEEN)
+        ]
+        if slopes[0] + noise < _FLAT * slopes[1]:
+            return True
+    return False
 
 
 def _jittered(model: Model, budget: Budget, seed: int) -> Gradients:

@@ -139,3 +139,40 @@ class Saturated:
 def test_a_saturated_layer_is_no_error_and_its_sign_is(seed):
     assert gradaudit.audit(Saturated(seed), seed=seed).verdict is Verdict.AGREE
     assert gradaudit.audit(Saturated(seed, sign=-1), seed=seed)["w"].verdict is Verdict.DISAGREE
+
+
+class PartlySingle:
+    """A layer whose first weights are rounded to float32 inside, also in the "float64" twin."""
+
+    def __init__(self, seed, dtype="float32", factor=1.0):
+        rng = np.random.default_rng(seed)
+        self.seed, self.dtype, self.factor = seed, dtype, factor
+        self.x = rng.standard_normal((20, 4)).astype("float32").astype(dtype)
+        parameters = {"w": rng.standard_normal((4, 5)), "v": rng.standard_normal(5)}
+        self.p = {n: p.astype("float32").astype(dtype) for n, p in parameters.items()}
+
+    def parameters(self):
+        return self.p
+
+    def loss(self, p):
+        return self.value_and_grad(p)[0]
+
+    def value_and_grad(self, p):
+        h = np.tanh(self.x @ p["w"].astype("float32").astype(self.dtype))
+        out = h @ p["v"]
+        back = 2 * out / np.asarray(20, self.dtype)
+        inner = back[:, None] * p["v"] * (1 - h**2)
+        factor = np.asarray(self.factor, self.dtype)
+        return (out**2).mean(), {"w": self.x.T @ inner * factor, "v": h.T @ back}
+
+    def twin(self):
+        return PartlySingle(self.seed, "float64", self.factor) if self.dtype == "float32" else None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_twin_that_rounds_inside_condemns_nobody(seed):
+    report = gradaudit.audit(PartlySingle(seed), seed=seed)
+    assert report.verdict is not Verdict.DISAGREE, str(report)
+    wrong = gradaudit.audit(PartlySingle(seed, factor=1.1), seed=seed)
+    assert wrong.verdict is Verdict.DISAGREE, str(wrong)
+    assert wrong.source == "the float32 loss itself"
