@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, Scalar
-from gradaudit.compare import Comparison, Verdict, detectable, excluded
+from gradaudit.compare import Comparison, Verdict, detectable, excluded, worst
 from gradaudit.direction import Direction
 from gradaudit.measure import plan
 from gradaudit.measure.judgement import Line, Measurement, judge, precision_of
 from gradaudit.measure.localise import Gap, Located, localise
+from gradaudit.measure.path import along_paths
 from gradaudit.measure.plan import Probe
 from gradaudit.measure.sources import Source, choose, rounds_inside
 from gradaudit.numeric.budget import Budget, Stop
@@ -30,6 +31,8 @@ _MOST_DIRECTIONS = 200
 _MOST_MORE = 24
 #: Noise of a float64 loss, relative, that float32 inside would make; its own is a thousand times smaller.
 _NOISY = 1e-13
+#: An error that a look claims would have shown along paths that resolve this share of it.
+_INFORMS = 0.5
 #: More gaps may turn out larger than those before them.
 _HOPE = 1.5
 
@@ -48,15 +51,37 @@ def measured(model: Model, loss: Scalar, gradients: Gradients, options: AuditOpt
     """
     source = choose(model, loss, gradients, budget, seed=options.seed)
     found = measure(source, gradients, options, budget)
-    if source.reference is None or found.verdict is Verdict.AGREE or not _noisy(found):
+    if found.verdict is Verdict.AGREE:
         return found
     try:
-        if not rounds_inside(source, budget, options.seed):
-            return found
-        native = choose(model, loss, gradients, budget, seed=options.seed, twin=False)
+        if source.reference is not None and _noisy(found) and rounds_inside(source, budget, options.seed):
+            native = choose(model, loss, gradients, budget, seed=options.seed, twin=False)
+            found = measure(native, gradients, options, budget)
+        if found.source.dtype != "float64":
+            found = _over_paths(found, options, budget)
     except Stop:
         return replace(found, complete=False)
-    return measure(native, gradients, options, budget)
+    return found
+
+
+def _over_paths(found: Measurement, options: AuditOptions, budget: Budget) -> Measurement:
+    """What bare float32 losses leave open, or condemn beside kinks, judged along paths: it clears, never condemns."""
+    lengths = plan.scales(found.source.model.parameters())
+    verdicts, resolutions = dict(found.verdicts), dict(found.resolutions)
+    for name, verdict in found.verdicts.items():
+        looks = found.of(name)
+        if verdict is Verdict.AGREE or not looks:
+            continue
+        along = along_paths(found.source.model, name, lengths[name], budget, options.seed)
+        scale = float(np.median([c.scale for c in looks]))
+        claimed = max(abs(c.analytic - c.numeric) for c in looks + found.of(name, entries=True)) / scale
+        if not along.holds or (verdict is Verdict.DISAGREE and not along.resolution < _INFORMS * claimed):
+            continue
+        resolutions[name] = min(resolutions[name], along.resolution)
+        verdicts[name] = Verdict.AGREE if found.would_do(along.resolution) else Verdict.INCONCLUSIVE
+    if verdicts == found.verdicts:
+        return found
+    return replace(found, verdicts=verdicts, resolutions=resolutions, verdict=worst(verdicts.values()))
 
 
 def _noisy(found: Measurement) -> bool:
