@@ -15,7 +15,7 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, eps
 from gradaudit.compare import excluded
 from gradaudit.direction import Point, displace, random_direction
 from gradaudit.measure.baseline import gradient_at
-from gradaudit.numeric.budget import Budget
+from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model
 
 __all__ = ["Along", "along_paths"]
@@ -54,15 +54,16 @@ def along_paths(model: Model, name: str, scale: float | Array, budget: Budget, s
     Raises:
         Stop: the budget is spent.
     """
-    left, known, sizes = [], [], []
-    for i in range(_PATHS):
-        gap, error, size = _path(model, name, scale, budget, seed + i)
-        left.append(gap)
-        known.append(error)
-        sizes.append(size)
-    gaps, errors, whole = np.array(left), np.array(known), np.array(sizes)
-    if not np.isfinite([*gaps, *errors, *whole]).all() or not np.all(whole > 0):
-        return Along(holds=False, resolution=float("inf"))
+    unknown = Along(holds=False, resolution=float("inf"))
+    try:
+        paths = np.array([_path(model, name, scale, budget, seed + i) for i in range(_PATHS)])
+    except Stop:
+        raise
+    except Exception:  # noqa: BLE001  # whatever the function raises there, a path left its domain
+        return unknown
+    gaps, errors, whole = paths.T
+    if not np.isfinite(paths).all() or not np.all(whole > 0):
+        return unknown
     holds = bool(np.sum(gaps**2) <= _HOLDS**2 * np.sum(errors**2))
     return Along(holds=holds, resolution=excluded((np.abs(gaps) / whole).tolist()))
 
