@@ -32,7 +32,7 @@ _MOST_MORE = 24
 #: Noise of a float64 loss, relative, that float32 inside would make; its own is a thousand times smaller.
 _NOISY = 1e-13
 #: An error that a look claims would have shown along paths that resolve this share of it.
-_INFORMS = 0.5
+_INFORMS = 0.25
 #: More gaps may turn out larger than those before them.
 _HOPE = 1.5
 
@@ -74,7 +74,8 @@ def _over_paths(found: Measurement, options: AuditOptions, budget: Budget) -> Me
             continue
         along = along_paths(found.source.model, name, lengths[name], budget, options.seed)
         scale = float(np.median([c.scale for c in looks]))
-        claimed = max(abs(c.analytic - c.numeric) for c in looks + found.of(name, entries=True)) / scale
+        gaps = [abs(c.analytic - c.numeric) for c in looks + found.of(name, entries=True)]
+        claimed = max(gaps) / scale if scale > 0 else 0.0
         if not along.holds or (verdict is Verdict.DISAGREE and not along.resolution < _INFORMS * claimed):
             continue
         resolutions[name] = min(resolutions[name], along.resolution)

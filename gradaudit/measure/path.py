@@ -69,7 +69,7 @@ def along_paths(model: Model, name: str, scale: float | Array, budget: Budget, s
 
 
 def _path(model: Model, name: str, scale: float | Array, budget: Budget, seed: int) -> tuple[float, float, float]:
-    """Difference minus integral, the error of both, and the size of the integral if nothing cancels."""
+    """Difference minus integral, the error of both, and the size of the gradient along it if nothing cancels."""
     parameters = model.parameters()
     direction = random_direction(name, {name: scale}, seed)
     points = [displace(parameters, Point(direction, t)) for t in np.linspace(-_HALF, _HALF, _INTERVALS + 1)]
@@ -80,9 +80,11 @@ def _path(model: Model, name: str, scale: float | Array, budget: Budget, seed: i
     products = [_product(gradient_at(model, point, budget), name, span) for point in points]
     slopes = np.array([p.sum() for p in products])
     fine, coarse = _simpson(slopes), _simpson(slopes[::2])
-    size = float(np.sqrt(np.mean([np.square(p).sum() for p in products])))
+    sizes = [float(np.linalg.norm(p)) for p in products]
+    # an error is relative to the gradient at the base point: far out it may be another order of magnitude
+    size = min(float(np.sqrt(np.mean(np.square(sizes)))), sizes[_INTERVALS // 2])
     unit = eps(first.dtype)
-    rounding = unit * (_LOSS * max(abs(float(first)), abs(float(last))) + _GRADIENT * size)
+    rounding = unit * (_LOSS * max(abs(float(first)), abs(float(last))) + _GRADIENT * max(sizes))
     return float(last) - float(first) - fine, abs(fine - coarse) + rounding, size
 
 
