@@ -22,4 +22,3 @@ weights = {
 }
 model = registry.get("torch").function_model(loss, weights)
 EXPECTED = "GA101"
-MISSES = "GA901, unexplained: beside a kink no cut is proven; the line is only mentioned"

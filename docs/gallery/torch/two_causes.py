@@ -30,4 +30,3 @@ def loss(p):
 weights = {"one": torch.randn(4, 3, dtype=torch.float64), "other": torch.randn(4, 3, dtype=torch.float64)}
 model = registry.get("torch").function_model(loss, weights)
 EXPECTED = "GA101"
-MISSES = "GA501, the other cause, right but not proven; the cut is only mentioned: two kinds are not tried together"
