@@ -21,7 +21,7 @@ from gradaudit.protocols import Model
 __all__ = ["Along", "along_paths"]
 
 #: Paths of a tensor; half their length, in units of the tensor's size; intervals, a multiple of 4.
-_PATHS, _HALF, _INTERVALS = 6, 0.25, 16
+_PATHS, _HALF, _INTERVALS = 10, 0.25, 32
 #: What is left over may be so many times the known errors, root mean square over the paths.
 _HOLDS = 3.0
 #: Roundings of the losses at both ends, and of the gradient beside its size if nothing cancels, in units of eps.
@@ -42,7 +42,7 @@ class Along:
 
 
 def along_paths(model: Model, name: str, scale: float | Array, budget: Budget, seed: int) -> Along:
-    """Integrate the gradient of one tensor along random paths through the base point; 2 losses and 17 gradients each.
+    """Integrate the gradient of one tensor along random paths through the base point; 2 losses and 33 gradients each.
 
     Args:
         model: the native one.

@@ -262,9 +262,8 @@ def test_a_rule_with_a_name():
     def cube(x):
         return x**3
 
-    # the line of the decorator is that of the function
-    @cube.defjvp  # RULE
-    def cubed(primals, tangents):
+    @cube.defjvp
+    def cubed(primals, tangents):  # RULE
         return primals[0] ** 3, 2 * primals[0] ** 2 * tangents[0]  # it should be 3
 
     (found,) = model(lambda p: cube(p["b"]).sum(), b=base()["b"]).rules()
@@ -597,8 +596,8 @@ def test_a_rule_that_the_loss_does_not_run():
 def test_custom_gradient():
     import jax
 
-    @jax.custom_gradient  # RULE
-    def square(x):
+    @jax.custom_gradient
+    def square(x):  # RULE
         return x**2, lambda ct: 3 * x * ct
 
     (found,) = model(lambda p: square(p["b"]).sum(), b=base()["b"]).rules()

@@ -53,7 +53,7 @@ def test_an_error_does_not_hold(seed, change):
 def test_what_it_costs():
     budget = Budget(10_000, None)
     along(layer(), budget)
-    assert dict(budget.spent) == {"paths": 12, "gradient": 6 * 17}
+    assert dict(budget.spent) == {"paths": 20, "gradient": 10 * 33}
 
 
 def test_a_gradient_of_zeros_is_never_cleared():
