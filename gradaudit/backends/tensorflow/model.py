@@ -213,13 +213,13 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _vectorized_losses(function: Callable[[Tensors], Any], stacked: Tensors) -> tf.Tensor:
-    inputs = {name: tf.TensorSpec(t.shape[1:], t.dtype) for name, t in stacked.items()}
-    graph = own_trace(function).get_concrete_function(inputs).graph.as_graph_def()
+    losses = tf.vectorized_map(function, stacked, fallback_to_while_loop=False)
+    graph = tf.convert_to_tensor(losses).graph.as_graph_def()
     nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
     if any(node.op.startswith("Assign") for node in nodes):
         msg = "points side by side would share the variable that the loss assigns"
         raise ValueError(msg)
-    return tf.vectorized_map(function, stacked, fallback_to_while_loop=False)
+    return losses
 
 
 @contextmanager
