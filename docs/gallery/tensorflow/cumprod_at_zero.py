@@ -10,8 +10,8 @@ from gradaudit.backends import registry
 
 
 def loss(p):
-    return tf.reduce_sum(tf.math.cumprod(p["x"]))
+    return tf.reduce_sum(tf.math.cumprod(p["x"]))  # <- here
 
 
 model = registry.get("tensorflow").function_model(loss, {"x": np.array([0.7, 1.3, 0.0, 2.0, -0.4])})
-EXPECTED = "GA405"
+EXPECTED = "GA501"

@@ -255,7 +255,7 @@ class Rewritten:
         result = original(suspended, args, kwargs)
         if not any(map(is_recorded, tf.nest.flatten((args, kwargs)))):
             return result
-        rule = rule_of(function, rules[-1])
+        rule = rule_of(function, rules[-1] if rules else None)
         if rule in self._replaced:
             # as in the original, the result is no longer the argument itself where that is returned
             return tf.nest.map_structure(tf.identity, self.primal(function, args, kwargs))

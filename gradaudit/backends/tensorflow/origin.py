@@ -79,7 +79,7 @@ def _run(function: EagerFunction, parameters: NamedArrays) -> tuple[list[_Operat
 
     def of_the_user(call: RuleCall, run: Rewritten) -> None:
         inputs, outputs = (_floating(tf.nest.flatten(part)) for part in ((call.args, call.kwargs), call.result))
-        name = call.rule.name if call.rule.kind == "custom_gradient" else call.rule.kind
+        name = call.rule.name if call.rule.kind in {"custom_gradient", "operation"} else call.rule.kind
         operations.append(_Operation(name, caller(), inputs, outputs, _ruled(call, run, inputs)))
 
     with _callback(of_tensorflow):

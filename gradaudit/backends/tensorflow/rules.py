@@ -84,6 +84,8 @@ class RuleExperiments:
             replace(rule, executions=len(upstream[rule]), error=worst.error, argument=worst.argument)
             for rule in chosen
             for worst in [self._with_captured(rule, found[rule], gradients)]
+            # an operation that is right here is none of the user's rules
+            if rule.kind != "operation" or worst.error > _NEGLIGIBLE
         )
 
     def _with_captured(self, rule: CustomRule, errors: Sequence[Error], gradients: Sequence[Any] | None) -> Error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+from gradaudit.backends.tensorflow.operations import Operation
 from gradaudit.backends.tensorflow.state import private
 from gradaudit.sites import CustomRule, Cut, definition
 
@@ -132,7 +133,8 @@ def rule_of(function: Any, backward: Any) -> CustomRule:
     if around is not None:
         kind, own = around
         at = caller()
-        return CustomRule(kind=kind, name=_name(own), path=at.path, line=at.line, library=_is_library(at.path))
+        name = function.name if isinstance(function, Operation) else _name(own)
+        return CustomRule(kind=kind, name=name, path=at.path, line=at.line, library=_is_library(at.path))
     path, line = _definition(backward) or _definition(function) or ("", 0)
     return CustomRule(kind="custom_gradient", name=_name(function), path=path, line=line, library=_is_library(path))
 
@@ -142,7 +144,9 @@ def _name(function: Any) -> str:
 
 
 def wrapped(function: Any) -> tuple[str, Any] | None:
-    """The user's function, and what TensorFlow makes a rule for it: `tf.recompute_grad` or `tf.grad_pass_through`."""
+    """What TensorFlow makes a rule for, and the function: `tf.recompute_grad`, `tf.grad_pass_through`, an operation."""
+    if isinstance(function, Operation):
+        return "operation", function.primal
     code = getattr(function, "__code__", None)
     if code is None or not code.co_filename.endswith("python/ops/custom_gradient.py"):
         return None

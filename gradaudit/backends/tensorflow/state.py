@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import stateful_random_ops
 
+from gradaudit.backends.tensorflow.operations import OPERATIONS, Operation
+
 __all__ = ["Redirection", "preserved", "private", "redirected"]
 
 
@@ -114,6 +116,8 @@ def _targets() -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
     yield private("ops.script_ops"), "py_func_common", _to("numpy_function")
     yield private("ops.custom_gradient"), "_eager_mode_decorator", _to("custom_gradient")
     yield private("eager.polymorphic_function.polymorphic_function").Function, "__call__", _to("call")
+    for operation in OPERATIONS:
+        yield private(operation.module), operation.name, functools.partial(_operation, operation)
     for name in ("numpy", "__array__", "__float__"):
         yield eager_tensor, name, _to("to_numpy")
     for name in ("array", "asarray"):  # they read a tensor's memory without asking it
@@ -134,6 +138,17 @@ def _to(method: str) -> Callable[[Any], Any]:
         return redirected
 
     return redirect
+
+
+def _operation(operation: Operation, original: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def redirected(*args: Any, **kwargs: Any) -> Any:
+        redirection = _listening()
+        if redirection is None or not tf.executing_eagerly():
+            return original(*args, **kwargs)
+        return redirection.custom_gradient(lambda _, args, kwargs: original(*args, **kwargs), operation, args, kwargs)
+
+    return redirected
 
 
 def _listening() -> Redirection | None:
