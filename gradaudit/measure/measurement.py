@@ -80,9 +80,10 @@ def _over_paths(found: Measurement, options: AuditOptions, budget: Budget) -> Me
             continue
         resolutions[name] = min(resolutions[name], along.resolution)
         verdicts[name] = Verdict.AGREE if found.would_do(along.resolution) else Verdict.INCONCLUSIVE
-    if verdicts == found.verdicts:
-        return found
-    return replace(found, verdicts=verdicts, resolutions=resolutions, verdict=worst(verdicts.values()))
+    # what two directions of the whole model condemn, and no tensor alone, no path of a tensor clears
+    together = found.verdict is Verdict.DISAGREE and Verdict.DISAGREE not in found.verdicts.values()
+    verdict = Verdict.DISAGREE if together else worst(verdicts.values())
+    return replace(found, verdicts=verdicts, resolutions=resolutions, verdict=verdict)
 
 
 def _noisy(found: Measurement) -> bool:

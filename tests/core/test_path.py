@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import gradaudit
 from gradaudit import Verdict
 from gradaudit.backends.numpy import NumpyModel
-from gradaudit.measure.path import along_paths
+from gradaudit.measure import measurement
+from gradaudit.measure.path import Along, along_paths
 from gradaudit.numeric.budget import Budget
+from gradaudit.options import AuditOptions
 
 
 def layer(seed=0, change=lambda g: g, offset=0.0):
@@ -83,3 +87,23 @@ def test_a_path_that_leaves_the_domain_tells_nothing():
 def test_a_large_offset_leaves_it_open():
     assert along(layer(offset=1e6)).resolution > 1e-2
     assert gradaudit.audit(layer(offset=1e6)).verdict is Verdict.INCONCLUSIVE
+
+
+def test_what_the_whole_model_condemns_is_not_cleared(monkeypatch):
+    """Two tensors, each of which alone leaves it open: the paths clear them, not what both together show."""
+    held = Along(holds=True, resolution=1e-3)
+    monkeypatch.setattr(measurement, "along_paths", lambda *args: held)
+    found = SimpleNamespace(
+        source=SimpleNamespace(model=layer(), dtype="float32"),
+        verdicts={"w": Verdict.INCONCLUSIVE},
+        resolutions={"w": 0.1},
+        verdict=Verdict.DISAGREE,
+        of=lambda name, entries=False: [SimpleNamespace(scale=1.0, analytic=1.0, numeric=1.0)],
+        would_do=lambda resolution: True,
+    )
+    monkeypatch.setattr(measurement, "replace", lambda found, **changes: changes)
+    after = measurement._over_paths(found, AuditOptions(), Budget(10_000, None))
+    assert after["verdicts"] == {"w": Verdict.AGREE}
+    assert after["verdict"] is Verdict.DISAGREE
+    found.verdict = Verdict.INCONCLUSIVE
+    assert measurement._over_paths(found, AuditOptions(), Budget(10_000, None))["verdict"] is Verdict.AGREE
