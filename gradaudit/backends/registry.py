@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from gradaudit.errors import (
     AmbiguousBackendError,
+    BackendError,
     BackendNotInstalledError,
     BackendVersionError,
     UnknownBackendError,
@@ -107,13 +108,22 @@ def model_of(
 
     Raises:
         AmbiguousBackendError: none recognises it, or more than one.
+        BackendVersionError: none recognises it, and one that is loaded is too old to be asked.
     """
     if at is None and loss is None and gradient is None and isinstance(target, Model):
         return target
     # frameworks first: NumPy takes what has a gradient written by hand
     loaded = [spec.name for spec in reversed(BACKENDS) if spec.package in sys.modules]
-    adapted = {name: get(name).adapt(target, at, loss=loss, gradient=gradient) for name in loaded}
-    found = {name: model for name, model in adapted.items() if model is not None}
+    found: dict[str, Model] = {}
+    unusable: BackendError | None = None
+    for name in loaded:
+        try:
+            model = get(name).adapt(target, at, loss=loss, gradient=gradient)
+        except BackendError as error:  # loaded, but too old: that matters only if nobody else knows the target
+            unusable = error
+            continue
+        if model is not None:
+            found[name] = model
     if len(found) == 1:
         return next(iter(found.values()))
     what = f"a {type(target).__name__}" + ("" if at is None else f" at a {type(at).__name__}")
@@ -121,6 +131,8 @@ def model_of(
         msg = f"{what} may be of {' or '.join(sorted(found))}"
         hint = "give `at` as arrays of the framework that differentiates it, for example jnp.asarray(x)"
         raise AmbiguousBackendError(msg, where="audit()", hint=hint)
+    if unusable is not None:
+        raise unusable
     msg = f"cannot audit {what}: no framework that is loaded ({', '.join(sorted(loaded))}) recognises it"
     hint = (
         "a module with loss=..., a function with its parameters as `at` (and gradient=... where they are NumPy "

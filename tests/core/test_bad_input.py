@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -203,3 +205,13 @@ def test_the_users_arrays_are_out_of_reach():
     assert mine.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         model.parameters()["x"][0] = 3
+
+
+def test_a_loaded_framework_that_is_too_old_is_not_asked(monkeypatch):
+    """Unless nobody else knows what the target is."""
+    old = dataclasses.replace(registry.BACKENDS[1], package="numpy", distributions=("numpy",), minimum=(9999,))
+    monkeypatch.setattr(registry, "BACKENDS", (registry.BACKENDS[0], old))
+    report = gradaudit.audit(lambda x: (x**2).sum(), np.ones(3), gradient=lambda x: 2 * x)
+    assert report.verdict is gradaudit.Verdict.AGREE
+    with pytest.raises(BackendVersionError):
+        gradaudit.audit(lambda x: x.sum(), "nobody's")
