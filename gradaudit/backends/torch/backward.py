@@ -21,15 +21,16 @@ def gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | 
     recording = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     if not (loss.requires_grad and recording):
         return dict.fromkeys(leaves)
+    reentrant = "the loss uses reentrant activation checkpoints, which tell a gradient to .grad only"
+    hint = "checkpoint(..., use_reentrant=False)"
     try:
         found = torch.autograd.grad(loss, list(recording.values()), allow_unused=True)
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise
-        found = (None,)
+        raise ModelContractError(reentrant, where="value_and_grad()", hint=hint) from error
     if any(g is None for g in found) and _is_reentrant(loss):
-        msg = "the loss uses reentrant activation checkpoints, which tell a gradient to .grad only"
-        raise ModelContractError(msg, where="value_and_grad()", hint="checkpoint(..., use_reentrant=False)")
+        raise ModelContractError(reentrant, where="value_and_grad()", hint=hint)
     return dict.fromkeys(leaves) | dict(zip(recording, found, strict=True))
 
 
