@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 
 from gradaudit.diagnose import arrangement, custom, cut, factor, point, precision, rearranged, repeat, time
@@ -72,6 +73,12 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+@cache
+def entries() -> tuple[EntryPoint, ...]:
+    """What installed packages register; read once, since it reads the metadata of every package."""
+    return tuple(sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name))
+
+
 def registered() -> tuple[Rule, ...]:
     """The rules of installed packages.
 
@@ -79,7 +86,7 @@ def registered() -> tuple[Rule, ...]:
         OptionError: what is registered is no `Rule`, or its code is taken.
     """
     found: list[Rule] = []
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+    for entry in entries():
         rule = entry.load()
         if not isinstance(rule, Rule) or rule.code in {known.code for known in (*RULES, *found)}:
             what = f"the code {rule.code}, which is taken" if isinstance(rule, Rule) else f"a {type(rule).__name__}"

@@ -34,8 +34,11 @@ def register(monkeypatch):
     def register(*names):
         found = [EntryPoint(n.lower(), f"{__name__}:{n}", table.ENTRY_POINTS) for n in names]
         monkeypatch.setattr(table, "entry_points", lambda group: found if group == "gradaudit.rules" else [])
+        table.entries.cache_clear()
 
-    return register
+    table.entries.cache_clear()
+    yield register
+    table.entries.cache_clear()
 
 
 def codes(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, final
 
@@ -27,6 +28,8 @@ _NEEDS_VALUES = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+#: So many points are worth a thread.
+_LEAST_POINTS = 8
 
 
 def environment() -> Mapping[str, str]:
@@ -108,6 +111,8 @@ class JaxModel:
             for a function with side effects or NumPy randomness, which compiling would run only once.
         arguments: what the function takes after the parameters, for example its data: not baked into the programs.
         working_bytes: memory that the loss takes beside its parameters; by default what XLA says, 0 where not compiled.
+        n_threads: that share the points of a batch. XLA runs a program of many small operations on one core; a function
+            that calls back into Python may not stand several at once.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class JaxModel:
         jit: bool = True,
         arguments: Sequence[Any] = (),
         working_bytes: int | None = None,
+        n_threads: int = 1,
     ) -> None:
         self._programs = function if isinstance(function, Programs) else Programs(function, jit=jit)
         self._parameters = frozen_copy({name: np.asarray(p) for name, p in parameters.items()})
@@ -125,6 +131,7 @@ class JaxModel:
             self._arguments = jax.tree.map(jnp.asarray, tuple(arguments))
         self._jit = self._batches = jit
         self._working_bytes = working_bytes
+        self._n_threads = n_threads
 
     def parameters(self) -> NamedArrays:
         """The base point."""
@@ -185,6 +192,15 @@ class JaxModel:
         return np.array([self.loss(displace(self._parameters, point)) for point in points])
 
     def _together(self, points: Sequence[Point]) -> Array:
+        n_parts = min(self._n_threads, max(1, len(points) // _LEAST_POINTS))
+        if n_parts == 1:
+            return self._batch(points)
+        size = -(-len(points) // n_parts)
+        parts = [points[i : i + size] for i in range(0, len(points), size)]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return np.concatenate(list(pool.map(self._batch, parts)))
+
+    def _batch(self, points: Sequence[Point]) -> Array:
         # to a power of two with the base point: a program for each number of points would be compiled otherwise
         n_padding = (1 << (len(points) - 1).bit_length()) - len(points)
         padded = [*points, *[Point(points[0].direction, 0.0)] * n_padding]
@@ -196,7 +212,7 @@ class JaxModel:
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
         wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
-        return JaxModel(self._programs, wide, jit=self._jit, arguments=self._arguments)
+        return JaxModel(self._programs, wide, jit=self._jit, arguments=self._arguments, n_threads=self._n_threads)
 
     def cuts(self) -> Sequence[Cut]:
         """Where the traced loss stops the gradient of what depends on the parameters.

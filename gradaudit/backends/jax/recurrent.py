@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -109,6 +110,7 @@ class JaxNetwork:
             working_bytes=cells.working_bytes(
                 problem.n_steps, problem.n_sequences, problem.spec.n_classes, problem.dtype
             ),
+            n_threads=os.cpu_count() or 1,
         )
 
     def _data(self, problem: Problem) -> _Data:
