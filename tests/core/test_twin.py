@@ -64,6 +64,26 @@ def test_rounding_of_an_ill_conditioned_gradient_is_no_error(steps, seed):
     assert gradaudit.audit(right, seed=seed).verdict is Verdict.AGREE
 
 
+@pytest.mark.parametrize(("steps", "gradients"), [(1, 3), (4, 3), (8, 4)])
+def test_conditioning_is_looked_at_only_where_rounding_is_not_settled_without(steps, gradients):
+    assert gradaudit.audit(Mapped(start(), steps)).gradients == gradients
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_gradient_is_resolved_through_its_twins(seed):
+    """Rounding as large as that asked for up to nine more directions; now what it leaves open is known."""
+    right = Mapped(start(seed=seed), 12)
+    native = right.value_and_grad(right.parameters())[1]["x"]
+    exact = right.twin().value_and_grad(right.twin().parameters())[1]["x"]
+    off = np.linalg.norm(native - exact) / np.linalg.norm(exact)
+    report = gradaudit.audit(right, seed=seed)
+    (parameter,) = report.parameters
+    # twin 1, baseline 3, whole model 21, and a round of 6 with one seed; three directions, 8 each: one more than without
+    assert report.evaluations in (1 + 3 + 21 + 8 * 3, 1 + 3 + 21 + 6 + 8 * 3)
+    # never below what it is off by
+    assert off < parameter.resolution < 1e-3
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("steps", [14, 20, 30])
 def test_a_chaotic_maps_rounding_is_never_called_an_error(steps, seed):
