@@ -44,15 +44,19 @@ def _of_module(module: nn.Module, loss: Callable[..., Any] | None) -> TorchModel
         msg = f"no parameter of the {name} requires a gradient"
         raise ModelContractError(msg, where="audit()", hint="net.requires_grad_(True)")
     inside = _Loss(module, loss)
+    names = {id(p): n for n, p in parameters.items()}
+    places = [(where, names[id(p)]) for where, p in _placed(inside, "_parameters") if id(p) in names]
 
     def function(p: Mapping[str, Tensor]) -> Any:
         like = next(iter(p.values()))
         # statistics and other state start anew at every evaluation: copies take what is written to them
-        state = {f"module.{n}": _as(like, b.clone()) for n, b in module.named_buffers()}
-        frozen = {f"module.{n}": _as(like, w.detach()) for n, w in module.named_parameters() if n not in p}
-        given = {f"module.{n}": w for n, w in p.items()}
+        copies = {id(b): _as(like, b.clone()) for _, b in _placed(inside, "_buffers")}
+        state = {where: copies[id(b)] for where, b in _placed(inside, "_buffers")}
+        frozen = {where: _as(like, w.detach()) for where, w in _placed(inside, "_parameters") if id(w) not in names}
+        given = {where: p[name] for where, name in places}
         with _widening_inputs(module if like.dtype == torch.float64 else None):
-            return torch.func.functional_call(inside, {**state, **frozen, **given}, ())
+            # not `tie_weights`: of a module that is there twice, PyTorch then puts back what it was given
+            return torch.func.functional_call(inside, {**state, **frozen, **given}, (), tie_weights=False)
 
     return TorchModel(_widening(function), parameters)
 
@@ -68,6 +72,14 @@ class _Loss(nn.Module):  # type: ignore[misc]
     def forward(self) -> Any:
         """The loss."""
         return self._loss(self.module)
+
+
+def _placed(module: nn.Module, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """Where each parameter or buffer stands, and itself: tied ones in several modules, a module but once."""
+    for prefix, owner in module.named_modules():
+        for name, x in getattr(owner, kind).items():
+            if x is not None:
+                yield f"{prefix}.{name}", x
 
 
 def _is_trained(x: Any) -> bool:

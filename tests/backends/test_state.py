@@ -1,0 +1,336 @@
+"""What people hand over is as it was afterwards: also after a diagnosis, an exception, and Ctrl-C, on every adapter.
+
+Each adapter has a `Subject`: the user's objects, an audit of them, and all that can be seen of them from outside, by
+identity where there is one, and by value. What is compared of the process is in `tests.backends.test_untouched`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradaudit
+from gradaudit import Verdict
+from tests import conftest
+from tests.backends.test_untouched import same, watched
+
+TESTED = conftest.tested()
+RNG = np.random.default_rng(0)
+ROWS = RNG.standard_normal((8, 4)).astype("float32")
+TARGET = RNG.standard_normal((8, 1)).astype("float32")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A user's objects and their audit.
+
+    Attributes:
+        audit: with a function that is called whenever the user's own code runs, and may raise.
+        seen: what can be seen of the objects.
+        wrong: the gradient is wrong, so that the audit diagnoses.
+    """
+
+    framework: str
+    audit: Callable[[Callable[[], None]], Any]
+    seen: Callable[[], Any]
+    wrong: bool = True
+
+
+# ---------------------------------------------------------------- NumPy
+
+
+def numpy_pair():
+    x = RNG.standard_normal(5)
+
+    def audit(called):
+        def loss(v):
+            called()
+            return (v**3).sum()
+
+        return gradaudit.audit(loss, x, gradient=lambda v: 4 * v**2)
+
+    return Subject("numpy", audit, lambda: (x.tobytes(), x.flags.writeable))
+
+
+def numpy_named():
+    at = {"a": RNG.standard_normal(5), "b": [1.0, 2.0]}
+
+    def audit(called):
+        def loss(p):
+            called()
+            return (p["a"] ** 2).sum() + p["b"].sum()
+
+        return gradaudit.audit(loss, at, gradient=lambda p: {"a": 3 * p["a"], "b": np.ones(2)})
+
+    return Subject("numpy", audit, lambda: ([*at], at["a"].tobytes(), at["a"].flags.writeable, at["b"]))
+
+
+# ---------------------------------------------------------------- PyTorch
+
+
+def torch_module(*, compiled=False, trained=False):
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6)
+            self.drop, self.last = torch.nn.Dropout(0.3), torch.nn.Linear(6, 1)
+            self.tied = self.last
+            self.first.bias.requires_grad_(False)
+            self.cache = []
+
+        def forward(self, x):
+            h = self.drop(torch.tanh(self.norm(self.first(x))))
+            return self.last(h * torch.sigmoid(h).detach())
+
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters())
+    if trained:  # gradients, statistics and moments of a step before
+        torch.nn.functional.mse_loss(net(torch.from_numpy(ROWS)), torch.from_numpy(TARGET)).backward()
+        optimizer.step()
+        net.drop.eval()
+    run = torch.compile(net, backend="eager") if compiled else net
+
+    def audit(called):
+        def loss(net):
+            called()
+            return torch.nn.functional.mse_loss(net(torch.from_numpy(ROWS)), torch.from_numpy(TARGET))
+
+        return gradaudit.audit(run, loss=loss)
+
+    return Subject("torch", audit, lambda: _module(net, optimizer))
+
+
+def _module(net, optimizer):
+    hooks = [name for name in vars(net) if name.endswith("_hooks")]
+    return {
+        "parameters": [(n, id(p), _tensor(p), p.requires_grad) for n, p in net.named_parameters()],
+        "gradients": [None if p.grad is None else (id(p.grad), _tensor(p.grad)) for p in net.parameters()],
+        "buffers": [(n, id(b), _tensor(b)) for n, b in net.named_buffers()],
+        "modes": [(id(m), m.training) for m in net.modules()],
+        "hooks": [[len(getattr(m, name)) for name in hooks] for m in net.modules()],
+        "attributes": [[*vars(m)] for m in net.modules()],
+        "cache": list(net.cache),
+        "optimizer": str(optimizer.state_dict()),
+    }
+
+
+def _tensor(x):
+    return x.detach().numpy().tobytes(), x.dtype, x._version, x.grad_fn
+
+
+def torch_function():
+    import torch
+
+    at = {"w": torch.randn(4, 3), "rest": [torch.randn(3, requires_grad=True), 7]}
+    at["rest"][0].grad = torch.ones(3)
+
+    def audit(called):
+        def loss(t):
+            called()
+            h = torch.tanh(torch.from_numpy(ROWS) @ t["w"])
+            return (h.detach() * h * t["rest"][0]).sum()
+
+        return gradaudit.audit(loss, at)
+
+    def seen():
+        w, v = at["w"], at["rest"][0]
+        return (
+            [*at],
+            id(w),
+            _tensor(w),
+            w.requires_grad,
+            id(v),
+            _tensor(v),
+            v.requires_grad,
+            id(v.grad),
+            _tensor(v.grad),
+        )
+
+    return Subject("torch", audit, seen)
+
+
+# ---------------------------------------------------------------- JAX
+
+
+def jax_pytree():
+    import jax
+    from jax import numpy as jnp
+
+    at = {"w": jnp.ones((4, 3)) / 3, "rest": [jnp.arange(3.0), 7]}
+
+    def audit(called):
+        def loss(p):
+            called()
+            h = jnp.tanh(ROWS @ p["w"])
+            return (jax.lax.stop_gradient(h) * h * p["rest"][0]).sum()
+
+        return gradaudit.audit(loss, at)
+
+    return Subject("jax", audit, lambda: [(id(leaf), np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(at)])
+
+
+def jax_equinox():
+    import equinox as eqx
+    import jax
+    from jax import numpy as jnp
+
+    net = eqx.nn.MLP(4, 1, 5, 1, key=jax.random.key(0))
+
+    def audit(called):
+        def loss(net):
+            called()
+            h = jax.vmap(net)(ROWS)
+            return jnp.mean((h * jax.lax.stop_gradient(jnp.cos(h)) - TARGET) ** 2)
+
+        return gradaudit.audit(net, loss=loss)
+
+    return Subject("jax", audit, lambda: [(id(x), str(x)) for x in jax.tree.leaves(net)])
+
+
+def jax_nnx():
+    import jax
+    from flax import nnx
+    from jax import numpy as jnp
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.inner, self.norm = nnx.Linear(4, 5, rngs=rngs), nnx.BatchNorm(5, rngs=rngs)
+            self.drop, self.outer = nnx.Dropout(0.3, rngs=rngs), nnx.Linear(5, 1, rngs=rngs)
+
+        def __call__(self, x):
+            h = jnp.tanh(self.drop(self.norm(self.inner(x))))
+            return self.outer(h * jax.lax.stop_gradient(jnp.cos(h)))
+
+    net = Net(nnx.Rngs(0))
+
+    def audit(called):
+        def loss(net):
+            called()
+            return jnp.mean((net(ROWS) - TARGET) ** 2)
+
+        return gradaudit.audit(net, loss=loss)
+
+    def seen():
+        state = nnx.state(net)
+        return (
+            [str(x) for x in jax.tree.leaves(state)],
+            [*vars(net)],
+            net.norm.use_running_average,
+            net.drop.deterministic,
+        )
+
+    return Subject("jax", audit, seen)
+
+
+# ---------------------------------------------------------------- TensorFlow
+
+
+def keras_model():
+    import keras
+
+    layers = keras.layers
+    net = keras.Sequential([layers.Input((4,)), layers.Dense(6), layers.BatchNormalization(), layers.Dropout(0.3)])
+    net.add(layers.Dense(1))
+    net.layers[0].bias.trainable = False
+    net.compile(optimizer="adam", loss="mse")
+    net.train_on_batch(ROWS, TARGET)
+
+    def audit(called):
+        def loss(net):
+            called()
+            h = net(ROWS, training=True)
+            return keras.ops.mean((h * keras.ops.stop_gradient(keras.ops.cos(h)) - TARGET) ** 2)
+
+        return gradaudit.audit(net, loss=loss)
+
+    def seen():
+        everything = [*net.variables, *net.optimizer.variables]
+        return {
+            "variables": [(v.path, id(v), id(v.value), v.numpy().tobytes(), v.trainable) for v in everything],
+            "layers": [(id(x), x.trainable, x.compute_dtype, x.variable_dtype) for x in net._flatten_layers()],
+            "dtype": (keras.config.floatx(), keras.config.dtype_policy().name),
+            "attributes": [*vars(net)],
+        }
+
+    return Subject("tensorflow", audit, seen)
+
+
+def tensorflow_function():
+    import tensorflow as tf
+
+    at = [tf.Variable([1.0, 2.0, 3.0]), tf.constant(2.0), tf.constant(7)]
+    count = tf.Variable(0)
+
+    def audit(called):
+        def loss(v):
+            called()
+            count.assign_add(1)
+            h = tf.sin(v[0])
+            return tf.reduce_sum(h * tf.stop_gradient(tf.cos(h)) * v[1])
+
+        return gradaudit.audit(loss, at)
+
+    return Subject("tensorflow", audit, lambda: [(id(x), x.numpy().tobytes()) for x in at])
+
+
+SUBJECTS = {
+    "numpy": {"a pair": numpy_pair, "named arrays": numpy_named},
+    "torch": {
+        "a module": torch_module,
+        "a module in training": lambda: torch_module(trained=True),
+        "a compiled module": lambda: torch_module(compiled=True),
+        "a function": torch_function,
+    },
+    "jax": {"a pytree": jax_pytree, "equinox": jax_equinox, "flax nnx": jax_nnx},
+    "tensorflow": {"a keras model": keras_model, "a function": tensorflow_function},
+}
+CASES = [(framework, name) for framework, found in SUBJECTS.items() if framework in TESTED for name in found]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}: {case[1]}")
+def subject(request):
+    framework, name = request.param
+    made = SUBJECTS[framework][name]()
+    made.audit(lambda: None)  # what a framework loads at its first use is loaded
+    return made
+
+
+def test_all_is_as_before(subject):
+    before, outside = subject.seen(), watched(subject.framework)
+    report = subject.audit(lambda: None)
+    assert report.verdict is Verdict.DISAGREE or not subject.wrong, str(report)
+    assert subject.seen() == before
+    same(outside, watched(subject.framework))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_all_is_as_before_when_the_users_code_raises(subject, error):
+    """At the first calls, in the middle, and at the last, where a diagnosis makes its experiments."""
+    calls = {"n": 0, "fails": 0}
+
+    def called():
+        calls["n"] += 1
+        if calls["n"] == calls["fails"]:
+            raise error
+
+    def run():
+        calls["n"] = 0
+        with suppress(error):
+            subject.audit(called)
+        return calls["n"]
+
+    total = run()
+    assert total > 2
+    before, outside = subject.seen(), watched(subject.framework)
+    for fails in (1, total // 2, total):
+        calls["fails"] = fails
+        run()
+        assert subject.seen() == before, fails
+        same(outside, watched(subject.framework))
