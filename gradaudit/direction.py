@@ -6,15 +6,28 @@ parameter; a model only decides how to visit the points (batch axis, vmap, loop)
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays
 
 __all__ = ["Direction", "Point", "argument_rounding", "displace", "entry_direction", "random_direction", "stack"]
+
+
+#: Tensors of so many entries at most are drawn once; a judgement asks for them again and again.
+_SMALL = 4096
+
+
+@lru_cache(maxsize=256)
+def _drawn(seed: int, name: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Lengths U(0.5, 1.5) and random signs."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return rng.uniform(0.5, 1.5, shape), rng.choice(np.array([-1.0, 1.0]), shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,10 +57,9 @@ class Direction:
             unit = np.zeros(shape)
             unit[self.entry] = scale
             return unit
-        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-        length = rng.uniform(0.5, 1.5, shape)
-        sign = rng.choice(np.array([-1.0, 1.0]), shape) if self.signs is None else self.signs[name]
-        return np.asarray(scale * sign * length)
+        drawn = _drawn if math.prod(shape) <= _SMALL else _drawn.__wrapped__
+        length, sign = drawn(self.seed, name, shape)
+        return np.asarray(scale * (sign if self.signs is None else self.signs[name]) * length)
 
     @property
     def length(self) -> float:
