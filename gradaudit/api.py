@@ -1,13 +1,13 @@
-"""The public calls: `audit`, `audit_all`, `assert_gradients_agree`."""
+"""The public calls: `audit`, `audit_all`, `audit_operator`, `assert_gradients_agree`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from typing_extensions import Unpack
 
-from gradaudit import across, auditor
+from gradaudit import across, auditor, operators
 from gradaudit.backends import registry
 from gradaudit.compare import Verdict
 from gradaudit.errors import GradientMismatchError
@@ -15,7 +15,7 @@ from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport
 
-__all__ = ["assert_gradients_agree", "audit", "audit_all"]
+__all__ = ["assert_gradients_agree", "audit", "audit_all", "audit_operator"]
 
 
 def audit(
@@ -68,6 +68,39 @@ def audit_all(
         OptionError: no models, an unknown option, or one out of its range.
     """
     return across.audit_all(models, options_of(options), target=name, progress=progress)
+
+
+def audit_operator(
+    function: Callable[..., Any],
+    *inputs: Any,
+    modes: Collection[str] | None = None,
+    name: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    **options: Unpack[Options],
+) -> AuditReport:
+    """Are the derivatives of this function right: reverse, forward, second order, batched?
+
+    Outputs of any number and shape are multiplied with random cotangents and added up. Complex inputs are audited by
+    their real and imaginary parts, in the framework's own convention.
+
+    Args:
+        function: of the inputs, which returns arrays of its framework, in any containers.
+        inputs: where. What is no floating-point or complex array (or a container of them) stays what it is.
+        modes: some of ``reverse``, ``forward``, ``second``, ``batched``; by default all that the function offers. Each
+            has its report in ``parts``; what is not offered is in ``remarks``.
+        name: of the function in the report; by default its own.
+        progress: called with the number of forward passes so far.
+        **options: those of `audit`, for every mode.
+
+    Raises:
+        AmbiguousBackendError: no framework, or more than one, recognises the inputs.
+        ModelContractError: no output can be differentiated.
+        NonFiniteLossError: the outputs are not finite at these inputs.
+        OptionError: an unknown option or mode, one out of its range, or a mode that is not offered.
+    """
+    chosen = options_of(options)
+    operator = registry.operator_of(function, inputs, seed=chosen.seed)
+    return operators.audit_operator(operator, chosen, modes=modes, target=name or _name(function), progress=progress)
 
 
 def assert_gradients_agree(

@@ -16,6 +16,7 @@ __all__ = [
     "GradientMismatchError",
     "ModelContractError",
     "NonFiniteLossError",
+    "NotOfferedError",
     "OptionError",
     "ReportFormatError",
     "UnknownBackendError",
@@ -71,6 +72,10 @@ class NonFiniteLossError(GradauditError, ArithmeticError):
 
 class OptionError(GradauditError, ValueError):
     """An option is out of its range."""
+
+
+class NotOfferedError(GradauditError, NotImplementedError):
+    """An operator cannot be differentiated in this way: it has no forward rule, its backward pass has no derivative."""
 
 
 class UnsupportedTruncationError(GradauditError, NotImplementedError):

@@ -21,6 +21,7 @@ __all__ = [
     "FrameworkModel",
     "Model",
     "Network",
+    "Operator",
     "SupportsAlong",
     "SupportsComplexStep",
     "SupportsCuts",
@@ -202,6 +203,38 @@ class Network(Protocol):
         """The hidden state (N, H) after the first ``n_steps`` steps; after 0 steps the initial state."""
 
 
+class Operator(Protocol):
+    """A function of arrays with any outputs, and its derivatives: each way of differentiating it is a model.
+
+    The losses are ``Re <c, f(x)>`` with random cotangents c, and for the second order ``Re <u, vjp(x, c)>`` (u random),
+    over the inputs, complex ones by their real and imaginary parts.
+    """
+
+    def remarks(self) -> Sequence[str]:
+        """What a user should know of the operator, for example that it changes an input in place; sentences."""
+
+    def reverse(self) -> Model:
+        """Differentiated by the vector-Jacobian product; forward mode is its `SupportsJvp`.
+
+        Raises:
+            NotOfferedError: there is none.
+        """
+
+    def second(self) -> Model:
+        """The vector-Jacobian product as a function of inputs and cotangents, differentiated by reverse over reverse.
+
+        Raises:
+            NotOfferedError: it has no derivative.
+        """
+
+    def batched(self) -> Model:
+        """As `reverse`, the vector-Jacobian product computed for several cotangents or points at once.
+
+        Raises:
+            NotOfferedError: it has no batching rule.
+        """
+
+
 class Backend(Protocol):
     """One framework: the same names in every folder of `gradaudit.backends`."""
 
@@ -224,6 +257,13 @@ class Backend(Protocol):
         gradient: Callable[..., Any] | bool | None,
     ) -> Model | None:
         """The user's own object as a model, see `gradaudit.audit`; None: it is none of this framework."""
+
+    def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> Operator | None:
+        """A function at its inputs, see `gradaudit.audit_operator`; None: they are none of this framework.
+
+        Raises:
+            ModelContractError: nothing of it can be differentiated.
+        """
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> Model:
         """A dense layer on all N*T vectors as one batch."""

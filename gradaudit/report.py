@@ -156,6 +156,7 @@ class AuditReport:
         complete: False where the budget ended first.
         parts: the reports of the single models.
         ports: how the models compare with the first.
+        remarks: what a user should know beside the findings; sentences.
     """
 
     verdict: Verdict
@@ -174,6 +175,7 @@ class AuditReport:
     complete: bool = True
     parts: tuple[AuditReport, ...] = ()
     ports: tuple[Port, ...] = ()
+    remarks: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __getitem__(self, name: str) -> ParameterResult:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from gradaudit.errors import (
     AmbiguousBackendError,
@@ -16,9 +16,11 @@ from gradaudit.errors import (
     BackendVersionError,
     UnknownBackendError,
 )
-from gradaudit.protocols import Backend, Model
+from gradaudit.protocols import Backend, Model, Operator
 
-__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "model_of", "names"]
+__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "model_of", "names", "operator_of"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,33 +114,54 @@ def model_of(
     """
     if at is None and loss is None and gradient is None and isinstance(target, Model):
         return target
-    # frameworks first: NumPy takes what has a gradient written by hand
-    loaded = [spec.name for spec in reversed(BACKENDS) if spec.package in sys.modules]
-    found: dict[str, Model] = {}
-    unusable: BackendError | None = None
-    for name in loaded:
-        try:
-            model = get(name).adapt(target, at, loss=loss, gradient=gradient)
-        except BackendError as error:  # loaded, but too old: that matters only if nobody else knows the target
-            unusable = error
-            continue
-        if model is not None:
-            found[name] = model
-    if len(found) == 1:
-        return next(iter(found.values()))
     what = f"a {type(target).__name__}" + ("" if at is None else f" at a {type(at).__name__}")
-    if found:
-        msg = f"{what} may be of {' or '.join(sorted(found))}"
-        hint = "give `at` as arrays of the framework that differentiates it, for example jnp.asarray(x)"
-        raise AmbiguousBackendError(msg, where="audit()", hint=hint)
-    if unusable is not None:
-        raise unusable
-    msg = f"cannot audit {what}: no framework that is loaded ({', '.join(sorted(loaded))}) recognises it"
     hint = (
         "a module with loss=..., a function with its parameters as `at` (and gradient=... where they are NumPy "
         "arrays), or an object with parameters(), loss(p) and value_and_grad(p)"
     )
-    raise AmbiguousBackendError(msg, where="audit()", hint=hint)
+    return _recognised(
+        lambda backend: backend.adapt(target, at, loss=loss, gradient=gradient), what, where="audit()", hint=hint
+    )
+
+
+def operator_of(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> Operator:
+    """A function at its inputs, as an operator of the framework that recognises them.
+
+    Raises:
+        AmbiguousBackendError: none does, or more than one.
+        BackendVersionError: none does, and one that is loaded is too old to be asked.
+    """
+    what = f"a {type(function).__name__} of {', '.join(type(x).__name__ for x in inputs) or 'nothing'}"
+    hint = "give its inputs as tensors or arrays of the framework that differentiates it, for example jnp.asarray(x)"
+    return _recognised(
+        lambda backend: backend.operator(function, inputs, seed=seed), what, where="audit_operator()", hint=hint
+    )
+
+
+def _recognised(ask: Callable[[Backend], T | None], what: str, *, where: str, hint: str) -> T:
+    """The answer of the one framework that recognises something; only those that are loaded are asked."""
+    # frameworks first: NumPy takes what has a gradient written by hand
+    loaded = [spec.name for spec in reversed(BACKENDS) if spec.package in sys.modules]
+    found: dict[str, T] = {}
+    unusable: BackendError | None = None
+    for name in loaded:
+        try:
+            answer = ask(get(name))
+        except BackendError as error:  # loaded, but too old: that matters only if nobody else knows the target
+            unusable = error
+            continue
+        if answer is not None:
+            found[name] = answer
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        msg = f"{what} may be of {' or '.join(sorted(found))}"
+        alone = "give arrays of the framework that differentiates it, for example jnp.asarray(x)"
+        raise AmbiguousBackendError(msg, where=where, hint=alone)
+    if unusable is not None:
+        raise unusable
+    msg = f"cannot audit {what}: no framework that is loaded ({', '.join(sorted(loaded))}) recognises it"
+    raise AmbiguousBackendError(msg, where=where, hint=hint)
 
 
 def _spec(name: str) -> BackendSpec:

@@ -114,4 +114,10 @@ def _across(report: AuditReport) -> str:
     verdicts = [["model", "verdict", "evaluations", "seconds"]]
     verdicts += [[_shorten(p.target), str(p.verdict), str(p.evaluations), f"{p.seconds:.2f}"] for p in report.parts]
     lines = [f"{report.verdict}   {report.target}", "", *table(verdicts, right=(2, 3))]
-    return "\n".join([*lines, "", *ports_table(report.ports)] if report.ports else lines)
+    if report.ports:
+        lines += ["", *ports_table(report.ports)]
+    if report.remarks:
+        lines.append("")
+    for remark in report.remarks:
+        lines += textwrap.wrap(remark, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
 from gradaudit.backends.jax.adapt import adapted
 from gradaudit.backends.jax.model import JaxModel, environment
+from gradaudit.backends.jax.operator import JaxOperator, operator
 from gradaudit.backends.jax.recurrent import JaxNetwork
 from gradaudit.backends.network import NetworkModel
 from gradaudit.protocols import Model
@@ -40,6 +41,10 @@ class JaxBackend:
     ) -> Model | None:
         """See `gradaudit.backends.jax.adapt`."""
         return adapted(target, at, loss=loss) if gradient is None else None
+
+    def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> JaxOperator | None:
+        """See `gradaudit.backends.jax.operator`."""
+        return operator(function, inputs, seed=seed)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

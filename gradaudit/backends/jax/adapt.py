@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradaudit.backends.jax.model import JaxModel
+from gradaudit.backends.jax.trees import path_of
 
 __all__ = ["adapted"]
 
@@ -36,7 +37,7 @@ def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> JaxMode
     # NumPy arrays are somebody's whose gradient is written by hand, unless there is a loss without one
     if not any(isinstance(leaf, jax.Array) for leaf in leaves):
         return None
-    names = {i: _name(path) for i, (path, leaf) in enumerate(paths) if _is_real(leaf)}
+    names = {i: ".".join(path_of(path)) or _ALONE for i, (path, leaf) in enumerate(paths) if _is_real(leaf)}
     if not names:
         return None
 
@@ -49,12 +50,6 @@ def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> JaxMode
 
 def _is_real(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray)) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
-
-
-def _name(path: Any) -> str:
-    """A path as its parts, without JAX's brackets and quotes: ``layers.0.weight``."""
-    parts = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
-    return ".".join(parts) or _ALONE
 
 
 def _nnx(module: Any, loss: Callable[..., Any]) -> tuple[Callable[..., Any], Any] | None:

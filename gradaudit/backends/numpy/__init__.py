@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
@@ -10,6 +10,7 @@ from gradaudit.backends.network import NetworkModel
 from gradaudit.backends.numpy.adapt import adapted
 from gradaudit.backends.numpy.model import NumpyModel, environment
 from gradaudit.backends.numpy.recurrent import NumpyNetwork
+from gradaudit.protocols import Operator
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
 __all__ = ["NumpyBackend", "NumpyModel", "NumpyNetwork", "backend"]
@@ -39,6 +40,11 @@ class NumpyBackend:
     ) -> NumpyModel | None:
         """A loss with a gradient written by hand, see `gradaudit.backends.numpy.adapt`."""
         return adapted(target, at, gradient=gradient) if loss is None else None
+
+    def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> Operator | None:
+        """None: what differentiates arrays of NumPy is written by hand, and is a gradient, see `adapt`."""
+        del function, inputs, seed
+        return None
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

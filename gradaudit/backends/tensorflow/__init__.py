@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
 from gradaudit.backends.network import NetworkModel
 from gradaudit.backends.tensorflow.adapt import adapted
 from gradaudit.backends.tensorflow.model import TensorflowModel, environment
+from gradaudit.backends.tensorflow.operator import TensorflowOperator, operator
 from gradaudit.backends.tensorflow.recurrent import TensorflowNetwork
 from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
@@ -42,6 +43,10 @@ class TensorflowBackend:
     ) -> Model | None:
         """See `gradaudit.backends.tensorflow.adapt`."""
         return adapted(target, at, loss=loss) if gradient is None else None
+
+    def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TensorflowOperator | None:
+        """See `gradaudit.backends.tensorflow.operator`."""
+        return operator(function, inputs, seed=seed)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from gradaudit.arrays import NamedArrays
 from gradaudit.backends.network import NetworkModel
 from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.model import TorchModel, environment
+from gradaudit.backends.torch.operator import TorchOperator, operator
 from gradaudit.backends.torch.recurrent import TorchNetwork
 from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
@@ -40,6 +41,10 @@ class TorchBackend:
     ) -> Model | None:
         """See `gradaudit.backends.torch.adapt`."""
         return adapted(target, at, loss=loss) if gradient is None else None
+
+    def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TorchOperator | None:
+        """See `gradaudit.backends.torch.operator`."""
+        return operator(function, inputs, seed=seed)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

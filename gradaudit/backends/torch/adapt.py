@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.containers import flattened
 from gradaudit.backends.torch.model import TorchModel
+from gradaudit.backends.torch.widening import widening, widening_inputs
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model
 
@@ -30,7 +29,7 @@ def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> Model |
     if found is None:
         return None
     leaves, rebuilt = found
-    return TorchModel(_widening(lambda p: target(rebuilt(p))), leaves)
+    return TorchModel(widening(lambda p: target(rebuilt(p))), leaves)
 
 
 def _of_module(module: nn.Module, loss: Callable[..., Any] | None) -> TorchModel:
@@ -54,11 +53,11 @@ def _of_module(module: nn.Module, loss: Callable[..., Any] | None) -> TorchModel
         state = {where: copies[id(b)] for where, b in _placed(inside, "_buffers")}
         frozen = {where: _as(like, w.detach()) for where, w in _placed(inside, "_parameters") if id(w) not in names}
         given = {where: p[name] for where, name in places}
-        with _widening_inputs(module if like.dtype == torch.float64 else None):
+        with widening_inputs(module if like.dtype == torch.float64 else None):
             # not `tie_weights`: of a module that is there twice, PyTorch then puts back what it was given
             return torch.func.functional_call(inside, {**state, **frozen, **given}, (), tie_weights=False)
 
-    return TorchModel(_widening(function), parameters)
+    return TorchModel(widening(function), parameters)
 
 
 class _Loss(nn.Module):  # type: ignore[misc]
@@ -88,63 +87,3 @@ def _is_trained(x: Any) -> bool:
 
 def _as(like: Tensor, x: Tensor) -> Tensor:
     return x.to(like.dtype) if x.is_floating_point() and like.dtype == torch.float64 else x
-
-
-def _widening(function: Callable[[dict[str, Tensor]], Any]) -> Callable[[dict[str, Tensor]], Any]:
-    """The function, in which float32 tensors that meet float64 parameters are widened: so that it has a twin.
-
-    Data and constants that the function brings along are float32 numbers all the same.
-    """
-
-    def widened(p: dict[str, Tensor]) -> Any:
-        if not any(x.dtype == torch.float64 for x in p.values()):
-            return function(p)
-        with _Widening():
-            return function(p)
-
-    return widened
-
-
-@contextmanager
-def _widening_inputs(module: nn.Module | None) -> Iterator[None]:
-    """Recurrent layers refuse another dtype than their weights' before any operator is called."""
-
-    def wide(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return _wide(args), _wide(kwargs)
-
-    with ExitStack() as hooks:
-        for layer in [] if module is None else module.modules():
-            if isinstance(layer, nn.RNNBase):
-                hooks.callback(layer.register_forward_pre_hook(wide, prepend=True, with_kwargs=True).remove)
-        yield
-
-
-class _Widening(TorchFunctionMode):  # type: ignore[misc]
-    """Makes float32 arguments float64 where others are: PyTorch mixes no dtypes in a product."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        tensors = list(_tensors((args, kwargs)))
-        if any(x.dtype == torch.float64 for x in tensors) and any(x.dtype == torch.float32 for x in tensors):
-            args, kwargs = _wide(args), _wide(kwargs)
-        return func(*args, **kwargs)
-
-
-def _tensors(value: Any) -> Sequence[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, (tuple, list, dict)):
-        items = value.values() if isinstance(value, dict) else value
-        return [x for item in items for x in _tensors(item)]
-    return []
-
-
-def _wide(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.dtype == torch.float32 else value
-    if isinstance(value, dict):
-        return {key: _wide(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [_wide(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
