@@ -56,12 +56,14 @@ class TorchOperator:
         self._function = function
         self._seed = seed
         self._complex = [name for name, x in inputs.items() if x.is_complex()]
-        self._inputs = {name: x.detach().to_dense() for name, x in inputs.items()}
+        # of a sparse tensor the specified entries are the input
+        self._sparse = {name: x.detach() for name, x in inputs.items() if x.layout != torch.strided}
+        self._inputs = {name: _entries(x.detach()) for name, x in inputs.items()}
         self._parts = _apart(self._inputs)
         with preserved(), torch.no_grad():
-            given = {name: x.clone() for name, x in self._inputs.items()}
+            given = self._joined({name: p.clone() for name, p in self._parts.items()})
             outputs = self._outputs(given)
-            self._changed = [n for n, x in given.items() if not torch.equal(_bits(x), _bits(self._inputs[n]))]
+            self._changed = [n for n, x in given.items() if not torch.equal(_bits(_entries(x)), _bits(self._inputs[n]))]
         if not outputs:
             msg = "no output of the operator is a floating-point or complex tensor"
             raise ModelContractError(msg, where="audit_operator()", hint="nothing of it can be differentiated")
@@ -132,10 +134,12 @@ class TorchOperator:
         return {n: x.clone() for n, x in self._joined(p).items()}
 
     def _joined(self, p: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: torch.complex(p[name + _REAL], p[name + _IMAGINARY]) if name in self._complex else p[name]
-            for name in self._inputs
-        }
+        joined = {}
+        for name in self._inputs:
+            both = name in self._complex
+            x = torch.complex(p[name + _REAL], p[name + _IMAGINARY]) if both else p[name]
+            joined[name] = _with_entries(self._sparse[name], x) if name in self._sparse else x
+        return joined
 
     def _products(self, p: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """The vector-Jacobian products of the inputs with the cotangents in p, differentiable."""
@@ -178,6 +182,21 @@ class TorchOperator:
 
 def _is_differentiable(x: Any) -> bool:
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def _entries(x: Tensor) -> Tensor:
+    if x.layout == torch.sparse_coo:
+        return x.coalesce().values()
+    return x if x.layout == torch.strided else x.values()
+
+
+def _with_entries(x: Tensor, entries: Tensor) -> Tensor:
+    """The sparse tensor with other entries at the same places."""
+    if x.layout == torch.sparse_coo:
+        return torch.sparse_coo_tensor(x.coalesce().indices(), entries, x.shape, is_coalesced=True)
+    rows = x.layout in (torch.sparse_csr, torch.sparse_bsr)
+    compressed, plain = (x.crow_indices(), x.col_indices()) if rows else (x.ccol_indices(), x.row_indices())
+    return torch.sparse_compressed_tensor(compressed, plain, entries, x.shape, layout=x.layout)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
