@@ -102,12 +102,12 @@ class Inside(Mapped):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("steps", [12, 20])
+@pytest.mark.parametrize("steps", [12, 14])
 def test_rounding_does_not_hide_an_error_that_the_twin_has_too(steps, seed):
     """The float32 gradient is off by more than 1e-4 anyway; its twin is right to 1e-9."""
     right = Inside(start(seed=seed), steps)
     assert gradaudit.audit(right, seed=seed).verdict is not Verdict.DISAGREE
-    wrong = Inside(start(seed=seed), steps, one_entry)
+    wrong = Inside(start(seed=seed), steps, lambda g: (g * (1 + 1e-4)).astype(g.dtype))
     assert gradaudit.audit(wrong, seed=seed).verdict is Verdict.DISAGREE
 
 
