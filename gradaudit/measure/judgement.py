@@ -22,6 +22,8 @@ _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
 _EXISTS = 0.01
 #: A full estimate with a coarser resolution resolves nothing.
 _HOPELESS = 0.5
+#: Beyond a hundred eps of float32 a float64 gradient is not wrong because of float32 constants inside.
+_CONSTANTS = 1.2e-5
 #: Random directions of a tensor of fewer entries are much alike.
 _INDEPENDENT = 3
 
@@ -52,6 +54,7 @@ class Measurement:
         significant: the relative error that matters.
         source: who supplied the numbers.
         complete: False where the budget ended first.
+        beside: what the same numbers say of the twin's gradient, where there is a twin.
     """
 
     lines: tuple[Line, ...]
@@ -62,6 +65,7 @@ class Measurement:
     significant: float
     source: Source
     complete: bool
+    beside: Measurement | None = None
 
     def of(self, tensor: str | None, *, entries: bool = False) -> list[Comparison]:
         """The comparisons of one tensor (None: the whole model), those along directions or those of its entries."""
@@ -116,16 +120,17 @@ def judge(
     pairs = list(zip(lines, comparisons, strict=True))
     by_tensor = {n: [(li, c) for li, c in pairs if li.probe.tensor == n] for n in gradients}
     resolutions = {n: _resolution(by_tensor[n], g) for n, g in gradients.items()}
-    if own and source.reference is not None and max(resolutions.values(), default=0.0) > significant:
-        resolutions = _by_reference(resolutions, lines, gradients, source, options)
+    beside = _of_reference(lines, gradients, source, options) if own and source.reference is not None else None
+    if beside is not None:
+        resolutions = _by_reference(resolutions, gradients, beside)
     sizes = {n: p.size for n, p in source.model.parameters().items()}
     verdicts = {n: _tensor_verdict(by_tensor[n], sizes[n], resolved=resolutions[n] <= significant) for n in gradients}
     for name, gradient in gradients.items():
         if gradient is not None and not np.isfinite(gradient).all():
             numeric = [e for line, _ in by_tensor[name] if (e := line.estimate).bound <= _EXISTS * abs(e.value)]
             verdicts[name] = Verdict.DISAGREE if numeric else Verdict.INCONCLUSIVE
-    if own and source.excess is not None:
-        for name in _beyond_rounding(lines, gradients, source, options):
+    if beside is not None:
+        for name in [*_beyond_rounding(source, beside), *_wrong_in_double(beside)]:
             verdicts[name] = Verdict.DISAGREE
     together = [c.verdict for line, c in pairs if line.probe.tensor is None]
     verdict = worst(verdicts.values())
@@ -140,25 +145,32 @@ def judge(
         significant=significant,
         source=source,
         complete=True,
+        beside=beside,
     )
 
 
-def _by_reference(
-    resolutions: dict[str, float],
-    lines: Sequence[Line],
-    gradients: Gradients,
-    source: Source,
-    options: AuditOptions,
-) -> dict[str, float]:
+def _of_reference(lines: Sequence[Line], gradients: Gradients, source: Source, options: AuditOptions) -> Measurement:
+    """The same numbers, and what they say of the twin's gradient: no float32 rounding on either side."""
+    assert source.reference is not None  # see judge
+    return judge(lines, {name: source.reference[name] for name in gradients}, source, options, own=False)
+
+
+def _by_reference(resolutions: dict[str, float], gradients: Gradients, beside: Measurement) -> dict[str, float]:
     """The resolutions, finer where the twin's gradient is resolved: what the native one differs by is known.
 
-    The native gradient's error is what it differs from the twin's, entry by entry, and the error of that, of which the
-    numbers tell without any float32 rounding on either side.
+    The native gradient's error is what it differs from the twin's, entry by entry, and the error of that.
     """
-    assert source.reference is not None  # see judge
-    reference = {name: source.reference[name] for name in gradients}
-    seen = judge(lines, reference, source, options, own=False).resolutions
-    return {n: min(r, seen[n] + _apart(gradients[n], reference[n])) for n, r in resolutions.items()}
+    reference = beside.source.reference or {}
+    return {n: min(r, beside.resolutions[n] + _apart(gradients[n], reference[n])) for n, r in resolutions.items()}
+
+
+def _wrong_in_double(beside: Measurement) -> list[str]:
+    """The tensors whose twin, the same code in float64, has a wrong gradient: float32 rounding may hide that.
+
+    Constants that the code holds in float32 do not make it wrong.
+    """
+    wrong = [name for name, verdict in beside.verdicts.items() if verdict is Verdict.DISAGREE]
+    return [n for n in wrong if max(c.relative_error for c in beside.of(n) + beside.of(n, entries=True)) > _CONSTANTS]
 
 
 def _apart(gradient: Array | None, reference: Array | None) -> float:
@@ -170,21 +182,10 @@ def _apart(gradient: Array | None, reference: Array | None) -> float:
     return difference / size if size > 0 else 0.0 if difference == 0 else float("inf")
 
 
-def _beyond_rounding(
-    lines: Sequence[Line],
-    gradients: Gradients,
-    source: Source,
-    options: AuditOptions,
-) -> list[str]:
+def _beyond_rounding(source: Source, beside: Measurement) -> list[str]:
     """The tensors whose float64 twin has the right gradient, from which the float32 one differs beyond rounding."""
-    assert source.reference is not None  # see judge
-    assert source.excess is not None
-    exceeding = [name for name, excess in source.excess.items() if excess is not None and excess.any()]
-    if not exceeding:
-        return []
-    reference = {name: source.reference[name] for name in gradients}
-    right = judge(lines, reference, source, options, own=False).verdicts
-    return [name for name in exceeding if right[name] is Verdict.AGREE]
+    exceeding = [name for name, excess in (source.excess or {}).items() if excess is not None and excess.any()]
+    return [name for name in exceeding if beside.verdicts.get(name) is Verdict.AGREE]
 
 
 def precision_of(n: int, gradients: Gradients, source: Source, options: AuditOptions, *, own: bool) -> Precision:

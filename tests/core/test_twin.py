@@ -94,6 +94,31 @@ def test_a_chaotic_maps_rounding_is_never_called_an_error(steps, seed):
     assert gradaudit.audit(wrong, seed=seed).verdict is Verdict.DISAGREE
 
 
+class Inside(Mapped):
+    """The change is in the code that float64 runs as well."""
+
+    def twin(self):
+        return Inside(self.x.astype(np.float64), self.steps, self.change) if self.x.dtype == np.float32 else None
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("steps", [12, 14])
+def test_rounding_does_not_hide_an_error_that_the_twin_has_too(steps, seed):
+    """The float32 gradient is off by more than 1e-4 anyway; its twin is right to 1e-9."""
+    right = Inside(start(seed=seed), steps)
+    assert gradaudit.audit(right, seed=seed).verdict is not Verdict.DISAGREE
+    wrong = Inside(start(seed=seed), steps, lambda g: (g * (1 + 1e-4)).astype(g.dtype))
+    assert gradaudit.audit(wrong, seed=seed).verdict is Verdict.DISAGREE
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_constant_in_float32_is_no_error_of_the_twin(seed):
+    constant = np.float64(np.float32(0.1)) / 0.1
+    assert abs(constant - 1) > 1e-9
+    held = Inside(start(seed=seed), 12, lambda g: (g * constant).astype(g.dtype))
+    assert gradaudit.audit(held, seed=seed).verdict is Verdict.AGREE
+
+
 class Cancelling:
     """The variance of projected data with a mean of 100: up to three digits of the float32 gradient cancel."""
 
