@@ -94,10 +94,7 @@ def check_vjp(
     """
     del atol, eps
 
-    @jax.custom_vjp
-    def ruled(*given: Any) -> Any:
-        return f(*given)
-
+    ruled = jax.custom_vjp(f)
     ruled.defvjp(lambda *given: (f(*given), given), lambda given, g: tuple(f_vjp(*given)[1](g)))
     _audited(ruled, tuple(args), "reverse", rtol, err_msg)
 
@@ -115,7 +112,7 @@ def check_jvp(
 
     Args:
         f: the function.
-        f_jvp: of its arguments and their tangents, returns value and tangent, as ``functools.partial(jax.jvp, f)`` does.
+        f_jvp: of arguments and tangents, returns value and tangent, as ``functools.partial(jax.jvp, f)`` does.
         args: where.
         atol: not used.
         rtol: the smallest relative error that matters, 1e-6 to 1e-2; by default gradaudit's own.
@@ -127,11 +124,8 @@ def check_jvp(
     """
     del atol, eps
 
-    @jax.custom_jvp
-    def ruled(*given: Any) -> Any:
-        return f(*given)
-
-    ruled.defjvp(lambda primals, tangents: f_jvp(primals, tangents))
+    ruled = jax.custom_jvp(f)
+    ruled.defjvp(f_jvp)
     _audited(ruled, tuple(args), "forward", rtol, err_msg)
 
 

@@ -1,7 +1,7 @@
 """``compute_gradient`` as in `tf.test`: same arguments, the same two lists of Jacobians.
 
-The numeric ones are exact to many digits, also in float32 where the function computes in float64 as well, so what a test
-compares is the analytic gradient, not the step. ``delta`` is not used.
+The numeric ones are exact to many digits, also in float32 where the function computes in float64 as well, so what a
+test compares is the analytic gradient, not the step. ``delta`` is not used.
 """
 
 from __future__ import annotations

@@ -146,20 +146,21 @@ def gradgradcheck(
     if grad_outputs is None:
         weights = tuple(_random_like(y, contiguous=not gen_non_contig_grad_outputs) for y in _outputs(func(*given)))
     else:
-        weights = (grad_outputs,) if isinstance(grad_outputs, Tensor) else tuple(grad_outputs)  # type: ignore[arg-type]
+        weights = (grad_outputs,) if isinstance(grad_outputs, Tensor) else tuple(grad_outputs)
     chosen = [i for i, x in enumerate(given) if _is_checked(x)]
 
     def gradient(*arguments: Any) -> tuple[Tensor, ...]:
         xs = list(arguments[: len(given)])
         for i in chosen:
             xs[i] = xs[i] if xs[i].requires_grad else xs[i].detach().requires_grad_()
-        found = torch.autograd.grad(
-            _outputs(func(*xs)),
-            [xs[i] for i in chosen],
-            arguments[len(given) :],
-            create_graph=True,
-            allow_unused=True,
-        )
+        with torch.enable_grad():
+            found = torch.autograd.grad(
+                _outputs(func(*xs)),
+                [xs[i] for i in chosen],
+                arguments[len(given) :],
+                create_graph=True,
+                allow_unused=True,
+            )
         return tuple(g for g in found if g is not None)
 
     return gradcheck(
@@ -191,17 +192,17 @@ def _audited(
         )
         raise ValueError(msg)
 
-    def of_chosen(*xs: Tensor) -> list[Tensor]:
+    def of_chosen(*xs: Tensor) -> list[Any]:
         every = list(inputs)
         for i, x in zip(chosen, xs, strict=True):
             every[i] = x
-        return _outputs(func(*every))
+        return _several(func(*every))
 
-    outputs = of_chosen(*(inputs[i] for i in chosen))
-    if not outputs:  # nothing to differentiate: right as it is
+    checked = [k for k, y in enumerate(of_chosen(*(inputs[i] for i in chosen))) if _is_checked(y)]
+    if not checked:  # nothing to differentiate: right as it is
         return AuditReport(verdict=Verdict.AGREE, target="")
     report = api.audit_operator(
-        of_chosen,
+        lambda *xs: [y for k, y in enumerate(of_chosen(*xs)) if k in checked],
         *(inputs[i] for i in chosen),
         modes=modes,
         name=getattr(func, "__qualname__", type(func).__name__),
@@ -223,9 +224,12 @@ def _is_checked(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
+def _several(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, (tuple, list)) else [found]
+
+
 def _outputs(found: Any) -> list[Tensor]:
-    several = found if isinstance(found, (tuple, list)) else (found,)
-    return [y for y in several if isinstance(y, Tensor) and y.requires_grad]
+    return [y for y in _several(found) if _is_checked(y)]
 
 
 def _random_like(y: Tensor, *, contiguous: bool) -> Tensor:
@@ -242,7 +246,8 @@ def _same_dtypes(func: Callable[..., Any], inputs: Sequence[Any]) -> None:
         found = torch.autograd.grad(y, chosen, torch.zeros_like(y), allow_unused=True)
         for i, (x, g) in enumerate(zip(chosen, found, strict=True)):
             if g is not None and g.dtype != x.dtype:
-                raise _error(f"the gradient of input {i} is {g.dtype}, the input {x.dtype}")
+                msg = f"the gradient of input {i} is {g.dtype}, the input {x.dtype}"
+                raise _error(msg)
 
 
 def _without_numbers(

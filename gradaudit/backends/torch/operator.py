@@ -193,10 +193,12 @@ def _entries(x: Tensor) -> Tensor:
 def _with_entries(x: Tensor, entries: Tensor) -> Tensor:
     """The sparse tensor with other entries at the same places."""
     if x.layout == torch.sparse_coo:
-        return torch.sparse_coo_tensor(x.coalesce().indices(), entries, x.shape, is_coalesced=True)
+        return torch.sparse_coo_tensor(
+            x.coalesce().indices(), entries, x.shape, is_coalesced=True, check_invariants=False
+        )
     rows = x.layout in (torch.sparse_csr, torch.sparse_bsr)
     compressed, plain = (x.crow_indices(), x.col_indices()) if rows else (x.ccol_indices(), x.row_indices())
-    return torch.sparse_compressed_tensor(compressed, plain, entries, x.shape, layout=x.layout)
+    return torch.sparse_compressed_tensor(compressed, plain, entries, x.shape, layout=x.layout, check_invariants=False)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
