@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradaudit.errors import ModelContractError
 
-__all__ = ["gradients"]
+__all__ = ["gradients", "nodes"]
 
 
 def gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
@@ -34,15 +35,18 @@ def gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | 
     return dict.fromkeys(leaves) | dict(zip(recording, found, strict=True))
 
 
-def _is_reentrant(loss: Tensor) -> bool:
-    """Whether a reentrant checkpoint is in the graph."""
-    seen, left = set(), [loss.grad_fn]
+def nodes(result: Tensor) -> Iterator[Any]:
+    """The nodes of the graph behind a result."""
+    seen, left = set(), [result.grad_fn]
     while left:
         node = left.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if type(node).__name__ == "CheckpointFunctionBackward":
-            return True
+        yield node
         left += [inner for inner, _ in node.next_functions]
-    return False
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether a reentrant checkpoint is in the graph."""
+    return any(type(node).__name__ == "CheckpointFunctionBackward" for node in nodes(loss))
