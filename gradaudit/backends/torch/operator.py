@@ -12,6 +12,7 @@ from torch import Tensor
 from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.containers import flattened
 from gradaudit.backends.operands import WithGradient, cotangent, named
+from gradaudit.backends.torch.backward import nodes
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import preserved
 from gradaudit.backends.torch.widening import widening
@@ -88,9 +89,11 @@ class TorchOperator:
         parameters = {**self._parts, **{n: c.to(like.dtype) for n, c in cotangents.items()}}
         with preserved():
             found = self._products({n: p.clone().requires_grad_() for n, p in parameters.items()})
-        weights = {
-            n: cotangent(as_array(g), i, self._seed + 1) for i, (n, g) in enumerate(found.items()) if g is not None
-        }
+        products = {n: g for n, g in found.items() if g is not None}
+        if any(type(node).__name__ == "Error" for g in products.values() for node in nodes(g)):
+            msg = "a backward pass is marked once_differentiable"
+            raise NotOfferedError(msg, where="second order")
+        weights = {n: cotangent(as_array(g), i, self._seed + 1) for i, (n, g) in enumerate(products.items())}
         if not weights:
             msg = "the outputs do not depend on the inputs"
             raise NotOfferedError(msg, where="second order")
