@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradaudit.api import assert_gradients_agree, audit, audit_all
+    from gradaudit.api import Target, assert_gradients_agree, audit, audit_all
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
     from gradaudit.options import AuditOptions
@@ -25,6 +25,7 @@ __all__ = [
     "GradientMismatchError",
     "Model",
     "RecurrentSpec",
+    "Target",
     "Truncation",
     "Verdict",
     "assert_gradients_agree",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("assert_gradients_agree", "audit", "audit_all"),
+    "api": ("Target", "assert_gradients_agree", "audit", "audit_all"),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
     "options": ("AuditOptions",),

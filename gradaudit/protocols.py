@@ -22,6 +22,7 @@ __all__ = [
     "Model",
     "Network",
     "SupportsAlong",
+    "SupportsAt",
     "SupportsComplexStep",
     "SupportsCuts",
     "SupportsEnvironment",
@@ -62,6 +63,14 @@ class SupportsAlong(Protocol):
 
     def along(self, points: Sequence[Point]) -> Array:
         """The losses at K points, (K,), in the loss's dtype."""
+
+
+@runtime_checkable
+class SupportsAt(Protocol):
+    """The same loss can be audited at other parameters, whatever its own are."""
+
+    def at(self, parameters: NamedArrays) -> Model:
+        """The same loss with these as its base point."""
 
 
 @runtime_checkable

@@ -191,12 +191,15 @@ class JaxModel:
         losses: Array = self.evaluate(self._programs.batched, stack(self._parameters, padded))
         return losses[: len(points)]
 
+    def at(self, parameters: NamedArrays) -> JaxModel:
+        """The same function at another base point."""
+        return JaxModel(self._programs, parameters, jit=self._jit, arguments=self._arguments)
+
     def twin(self) -> JaxModel | None:
         """The same function from the same numbers in float64; None: it is float64 already."""
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
-        wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
-        return JaxModel(self._programs, wide, jit=self._jit, arguments=self._arguments)
+        return self.at({name: p.astype(np.float64) for name, p in self._parameters.items()})
 
     def cuts(self) -> Sequence[Cut]:
         """Where the traced loss stops the gradient of what depends on the parameters.

@@ -1,0 +1,143 @@
+"""What can happen to parameters on the way from one framework to another: other orders of blocks, axes and tensors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import TypeAlias
+
+import numpy as np
+
+from gradaudit.arrays import Array, NamedArrays
+
+__all__ = ["Blocks", "Rearrangement", "rearrangements"]
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+#: Gates of recurrent layers (4, 3); query, key and value (3); halves of gated units (2).
+_N_BLOCKS = (4, 3, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Equal blocks along an axis, in another order: the k-th block is what block ``order[k]`` was."""
+
+    order: tuple[int, ...]
+    axes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rearrangement:
+    """Another arrangement of some parameters.
+
+    Attributes:
+        tensors: the parameters that change.
+        words: how, after their names.
+        made: what each becomes, a function of all parameters.
+        blocks: where blocks change places, which.
+    """
+
+    tensors: tuple[str, ...]
+    words: str
+    made: Mapping[str, Callable[[NamedArrays], Array]]
+    blocks: Blocks | None = None
+
+    def apply(self, parameters: NamedArrays) -> dict[str, Array]:
+        """All parameters, those named rearranged."""
+        return {n: self.made[n](parameters) if n in self.made else p for n, p in parameters.items()}
+
+
+def rearrangements(shapes: Shapes) -> Iterator[Rearrangement]:
+    """All that are tried for a model of these parameters, the likeliest first."""
+    yield from _blocks_of_layers(shapes)
+    yield from _transposed(shapes)
+    yield from _blocks_of_tensors(shapes)
+    yield from _swapped(shapes)
+    yield from _flipped(shapes)
+    yield from _interleaved(shapes)
+    yield from (_of_one(name, "with the opposite sign", np.negative) for name in shapes)
+
+
+def _of_one(name: str, words: str, change: Callable[[Array], Array], blocks: Blocks | None = None) -> Rearrangement:
+    return Rearrangement((name,), words, {name: lambda p: change(p[name])}, blocks)
+
+
+def _orders(length: int) -> Iterator[tuple[int, ...]]:
+    for n in _N_BLOCKS:
+        if length % n == 0:
+            yield from itertools.islice(itertools.permutations(range(n)), 1, None)
+
+
+def _blocks_of_layers(shapes: Shapes) -> Iterator[Rearrangement]:
+    """The tensors of one layer together: those of one prefix with an axis of the same length."""
+    layers: dict[tuple[str, int], list[str]] = {}
+    for name, shape in shapes.items():
+        parent = name[: max(name.rfind("."), name.rfind("/")) + 1]
+        for length in set(shape):
+            layers.setdefault((parent, length), []).append(name)
+    for (_, length), names in layers.items():
+        if len(names) > 1:
+            # an axis of the same length may be another one by chance
+            sides = [{n: shapes[n].index(length) for n in names}]
+            last = {n: len(shapes[n]) - 1 - shapes[n][::-1].index(length) for n in names}
+            for axes in sides if last == sides[0] else [*sides, last]:
+                yield from (_reordered(Blocks(order, axes)) for order in _orders(length))
+
+
+def _blocks_of_tensors(shapes: Shapes) -> Iterator[Rearrangement]:
+    for name, shape in shapes.items():
+        for axis, length in enumerate(shape):
+            yield from (_reordered(Blocks(order, {name: axis})) for order in _orders(length))
+
+
+def _reordered(blocks: Blocks) -> Rearrangement:
+    def change(name: str, p: NamedArrays) -> Array:
+        parts = np.split(p[name], len(blocks.order), axis=blocks.axes[name])
+        return np.concatenate([parts[k] for k in blocks.order], axis=blocks.axes[name])
+
+    made = {name: partial(change, name) for name in blocks.axes}
+    before, after = (", ".join(str(k + 1) for k in order) for order in (sorted(blocks.order), blocks.order))
+    return Rearrangement(tuple(blocks.axes), f"with the blocks {before} read as {after}", made, blocks)
+
+
+def _transposed(shapes: Shapes) -> Iterator[Rearrangement]:
+    for name, shape in shapes.items():
+        if len(shape) == 2 and shape[0] == shape[1] > 1:
+            yield _of_one(name, "transposed", np.transpose)
+
+
+def _swapped(shapes: Shapes) -> Iterator[Rearrangement]:
+    for one, other in itertools.combinations(shapes, 2):
+        if shapes[one] == shapes[other]:
+            made = {one: itemgetter(other), other: itemgetter(one)}
+            yield Rearrangement((one, other), "in each other's place", made)
+
+
+def _flipped(shapes: Shapes) -> Iterator[Rearrangement]:
+    for name, shape in shapes.items():
+        window = tuple(range(len(shape) - 2))  # the axes of a convolution's window, at either end
+        sides = [window, tuple(axis + 2 for axis in window)] if len(window) > 1 else []
+        for axes in [*sides, *((axis,) for axis in range(len(shape)))]:
+            words = f"reversed along {'axes' if len(axes) > 1 else 'axis'} {', '.join(map(str, axes))}"
+            yield _of_one(name, words, partial(np.flip, axis=axes))
+
+
+def _interleaved(shapes: Shapes) -> Iterator[Rearrangement]:
+    """An axis that runs over two indices, in the other order: channels and pixels, heads and their dimensions."""
+    lengths = sorted({length for shape in shapes.values() for length in shape} | set(_N_BLOCKS))
+    for name, shape in shapes.items():
+        for axis, length in enumerate(shape):
+            for outer in lengths:
+                if 1 < outer < length and length % outer == 0:
+                    words = (
+                        f"with axis {axis} read as {length // outer} x {outer} instead of {outer} x {length // outer}"
+                    )
+                    yield _of_one(name, words, partial(_exchanged, axis=axis, outer=outer))
+
+
+def _exchanged(a: Array, axis: int, outer: int) -> Array:
+    split = a.reshape(*a.shape[:axis], outer, a.shape[axis] // outer, *a.shape[axis + 1 :])
+    return np.swapaxes(split, axis, axis + 1).reshape(a.shape)
