@@ -13,7 +13,8 @@ from gradaudit.errors import OptionError
 from gradaudit.mapping import PortMapping, corresponding
 from gradaudit.measure.state import preserved
 from gradaudit.options import AuditOptions
-from gradaudit.ports import Handed, compared, handed
+from gradaudit.ports.computed import Handed, handed
+from gradaudit.ports.judged import compared
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport, Port
 

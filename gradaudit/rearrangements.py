@@ -35,7 +35,7 @@ class Rearrangement:
 
     Attributes:
         tensors: the parameters that change.
-        words: how, after their names.
+        words: how, with {} for their names.
         made: what each becomes, a function of all parameters.
         blocks: where blocks change places, which.
     """
@@ -58,7 +58,7 @@ def rearrangements(shapes: Shapes) -> Iterator[Rearrangement]:
     yield from _swapped(shapes)
     yield from _flipped(shapes)
     yield from _interleaved(shapes)
-    yield from (_of_one(name, "with the opposite sign", np.negative) for name in shapes)
+    yield from (_of_one(name, "{} with the opposite sign", np.negative) for name in shapes)
 
 
 def _of_one(name: str, words: str, change: Callable[[Array], Array], blocks: Blocks | None = None) -> Rearrangement:
@@ -100,20 +100,20 @@ def _reordered(blocks: Blocks) -> Rearrangement:
 
     made = {name: partial(change, name) for name in blocks.axes}
     before, after = (", ".join(str(k + 1) for k in order) for order in (sorted(blocks.order), blocks.order))
-    return Rearrangement(tuple(blocks.axes), f"with the blocks {before} read as {after}", made, blocks)
+    return Rearrangement(tuple(blocks.axes), f"the blocks {before} of {{}} read as {after}", made, blocks)
 
 
 def _transposed(shapes: Shapes) -> Iterator[Rearrangement]:
     for name, shape in shapes.items():
         if len(shape) == 2 and shape[0] == shape[1] > 1:
-            yield _of_one(name, "transposed", np.transpose)
+            yield _of_one(name, "{} transposed", np.transpose)
 
 
 def _swapped(shapes: Shapes) -> Iterator[Rearrangement]:
     for one, other in itertools.combinations(shapes, 2):
         if shapes[one] == shapes[other]:
             made = {one: itemgetter(other), other: itemgetter(one)}
-            yield Rearrangement((one, other), "in each other's place", made)
+            yield Rearrangement((one, other), "{} in each other's place", made)
 
 
 def _flipped(shapes: Shapes) -> Iterator[Rearrangement]:
@@ -121,7 +121,7 @@ def _flipped(shapes: Shapes) -> Iterator[Rearrangement]:
         window = tuple(range(len(shape) - 2))  # the axes of a convolution's window, at either end
         sides = [window, tuple(axis + 2 for axis in window)] if len(window) > 1 else []
         for axes in [*sides, *((axis,) for axis in range(len(shape)))]:
-            words = f"reversed along {'axes' if len(axes) > 1 else 'axis'} {', '.join(map(str, axes))}"
+            words = f"{{}} reversed along {'axes' if len(axes) > 1 else 'axis'} {', '.join(map(str, axes))}"
             yield _of_one(name, words, partial(np.flip, axis=axes))
 
 
@@ -132,9 +132,8 @@ def _interleaved(shapes: Shapes) -> Iterator[Rearrangement]:
         for axis, length in enumerate(shape):
             for outer in lengths:
                 if 1 < outer < length and length % outer == 0:
-                    words = (
-                        f"with axis {axis} read as {length // outer} x {outer} instead of {outer} x {length // outer}"
-                    )
+                    inner = length // outer
+                    words = f"axis {axis} of {{}} read as {inner} x {outer} instead of {outer} x {inner}"
                     yield _of_one(name, words, partial(_exchanged, axis=axis, outer=outer))
 
 

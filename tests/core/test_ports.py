@@ -1,0 +1,198 @@
+"""Ports of one model: the same function, or named where they differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradaudit
+from gradaudit import Target, Verdict
+from gradaudit.errors import OptionError
+from tests.core.models import mlp, of, times
+
+X = np.random.default_rng(0).standard_normal((7, 4))
+
+
+def gated(order="ifgo", *, dtype="float64", transposed=False, bias=True):
+    """One step of four gates over a window of inputs, with its gradient; parameters of its own."""
+    rng = np.random.default_rng(1)
+    shapes = {"cell.w": (4, 12), "cell.u": (3, 12), "cell.b": (12,), "out": (3, 3)}
+    parameters = {n: rng.standard_normal(s).astype(dtype) for n, s in shapes.items() if bias or n != "cell.b"}
+
+    def forward(p):
+        z = X @ p["cell.w"] + np.tanh(X[:, :3]) @ p["cell.u"] + p.get("cell.b", 0)
+        g = {gate: np.tanh(part) for gate, part in zip(order, np.split(z, 4, axis=1), strict=True)}
+        h = (g["i"] * g["g"] + 0.5 * g["f"] + 0.1 * g["i"]) * g["o"] ** 2
+        return g, h, h @ (p["out"].T if transposed else p["out"])
+
+    def gradient(p):
+        g, h, y = forward(p)
+        dy = np.cos(y)
+        dh = dy @ (p["out"] if transposed else p["out"].T)
+        inner = {
+            "i": (g["g"] + 0.1) * g["o"] ** 2, "g": g["i"] * g["o"] ** 2, "f": 0.5 * g["o"] ** 2,
+            "o": 2 * (g["i"] * g["g"] + 0.5 * g["f"] + 0.1 * g["i"]) * g["o"],
+        }  # fmt: skip
+        dz = np.concatenate([dh * inner[gate] * (1 - g[gate] ** 2) for gate in order], axis=1)
+        found = {"cell.w": X.T @ dz, "cell.u": np.tanh(X[:, :3]).T @ dz, "cell.b": dz.sum(0)}
+        found["out"] = dy.T @ h if transposed else h.T @ dy
+        return {n: found[n].astype(dtype) for n in p}
+
+    return of(lambda p: np.sin(forward(p)[2]).sum().astype(dtype), gradient, **parameters)
+
+
+def ports(*models, mapping=None, **options):
+    names = ["first", "port", "third"]
+    return gradaudit.audit_all(dict(zip(names, models, strict=False)), mapping=mapping or {}, **options)
+
+
+RENAMED = {"cell.w": "cell.w", "out": "out.T"}
+
+
+def test_the_first_models_parameters_are_handed_to_all():
+    other = gated().at({n: 0 * p for n, p in gated().parameters().items()})
+    report = ports(gated(), other)
+    assert report.verdict is Verdict.AGREE, str(report)
+    assert [p.verdict for p in report.ports] == [Verdict.AGREE] * 2
+    assert report.ports[1].gradient_difference == 0
+    assert float(other.parameters()["out"].sum()) == 0
+
+
+def test_a_transposed_weight_is_no_difference_where_the_mapping_says_so():
+    assert ports(gated(), gated(transposed=True), mapping={"port": {"out": "out.T"}}).verdict is Verdict.AGREE
+    report = ports(gated(), gated(transposed=True))
+    assert report.verdict is Verdict.DISAGREE
+    assert [p.verdict for p in report.parts] == [Verdict.AGREE] * 2
+    assert report.ports[1].confidence == "proven"
+    assert report.ports[1].evidence.startswith("With out transposed, losses and gradients agree")
+
+
+@pytest.mark.parametrize("order", ["ifog", "gifo"])
+def test_gates_in_another_order_of_a_layer(order):
+    report = ports(gated(), gated(order))
+    port = report.ports[1]
+    assert (port.verdict, port.confidence) == (Verdict.DISAGREE, "proven")
+    read = ", ".join(str("ifgo".index(gate) + 1) for gate in order)
+    assert f"With the blocks 1, 2, 3, 4 of cell.w, cell.u and cell.b read as {read}" in port.evidence
+    assert "is another function than first: at the same parameters the losses are" in str(report)
+    assert "Each gradient is the derivative of its own loss." in port.sentence
+
+
+def test_a_mapping_that_is_wrong_in_one_tensor():
+    swapped = {"port": {"cell.w": lambda p: p["cell.w"][:, [*range(6), *range(9, 12), *range(6, 9)]]}}
+    assert (
+        "With the blocks 1, 2, 3, 4 of cell.w read as 1, 2, 4, 3"
+        in ports(gated(), gated(), mapping=swapped).ports[1].evidence
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "evidence"),
+    [
+        ((lambda f: 2 * f, lambda f: 2), "Its loss and its gradient are those times 2: a sum for a mean"),
+        ((lambda f: f + 3, lambda f: 1), "The gradients agree: its loss has 3 more, a constant."),
+    ],
+)
+def test_another_reduction_or_offset(changed, evidence):
+    model, (value, factor) = gated(), changed
+    both = model.value_and_grad
+    port = of(
+        lambda p: value(both(p)[0]),
+        lambda p: {n: factor(both(p)[0]) * g for n, g in both(p)[1].items()},
+        **{n: 1 + p for n, p in model.parameters().items()},
+    )
+    found = ports(model, port).ports[1]
+    assert (found.verdict, found.confidence) == (Verdict.DISAGREE, "proven")
+    assert found.evidence.startswith(evidence)
+
+
+def test_a_difference_that_no_arrangement_explains():
+    model = gated()
+    port = of(
+        lambda p: model.loss(p) ** 2 + p["out"].sum(),
+        lambda p: {n: 2 * model.loss(p) * g + (n == "out") for n, g in model.value_and_grad(p)[1].items()},
+        **model.parameters(),
+    )
+    found = ports(model, port).ports[1]
+    assert (found.verdict, found.confidence) == (Verdict.DISAGREE, "unexplained")
+    assert found.evidence == "None of 177 other arrangements of its parameters makes them agree."
+    few = ports(model, port, max_evaluations=100).ports[1]
+    assert few.evidence.startswith("None of 100 other")
+
+
+def test_equal_losses_with_other_gradients_are_another_function():
+    one = of(lambda p: (p["x"] ** 2).sum(), lambda p: {"x": 2 * p["x"]}, x=[1.0, 1.0])
+    other = of(lambda p: 2 * p["x"].prod(), lambda p: {"x": 2 * p["x"][::-1]}, x=[1.0, 1.0])
+    steep = of(
+        lambda p: 2 * p["x"][0] ** 2 * p["x"][1],
+        lambda p: {"x": np.array([4 * p["x"].prod(), 2 * p["x"][0] ** 2])},
+        x=[1.0, 1.0],
+    )
+    assert ports(one, other).verdict is Verdict.AGREE  # at this point they do
+    port = ports(one, steep).ports[1]
+    assert port.verdict is Verdict.DISAGREE
+    assert "the losses agree, but gradients differ (x by 0.71)" in port.sentence
+
+
+def test_a_wrong_gradient_is_no_wrong_port():
+    report = ports(mlp(), mlp(times(2.0)))
+    assert [p.verdict for p in report.parts] == [Verdict.AGREE, Verdict.DISAGREE]
+    assert report.ports[1].verdict is Verdict.INCONCLUSIVE
+    assert "The losses agree; the gradients differ, and that of port is wrong." in str(report)
+    assert report.verdict is Verdict.DISAGREE
+
+
+def test_the_first_may_be_the_one_that_differs():
+    report = ports(gated("ifog"), gated(), gated())
+    assert [p.verdict for p in report.ports] == [Verdict.DISAGREE] * 3
+    assert report.ports[0].sentence == "The others agree with one another: first is the one that differs."
+    lone = ports(gated(), gated("ifog"), gated())
+    assert [p.verdict for p in lone.ports] == [Verdict.AGREE, Verdict.DISAGREE, Verdict.AGREE]
+
+
+def test_single_precision_beside_double_is_no_difference():
+    report = ports(gated(), gated(dtype="float32"))
+    assert report.verdict is Verdict.AGREE, str(report)
+    assert 0 < report.ports[1].loss_difference < 1e-5
+    strict = ports(gated(), gated(dtype="float32"), significant=1e-4)
+    assert strict.ports[1].verdict is Verdict.INCONCLUSIVE
+
+
+def test_what_the_port_has_no_place_for_must_be_zero():
+    with pytest.raises(
+        OptionError, match=r"12 of 12 entries of 'cell.b', which are not zero, are in no parameter of 'port'"
+    ):
+        ports(gated(), gated(bias=False))
+    zero = gated().at(dict(gated().parameters()) | {"cell.b": np.zeros(12)})
+    assert ports(zero, gated(bias=False)).verdict is Verdict.AGREE
+
+
+def test_three_methods_are_enough():
+    class Bare:
+        def __init__(self, model):
+            self.parameters, self.loss, self.value_and_grad = model.parameters, model.loss, model.value_and_grad
+
+    shifted = gated().at({n: p + 1 for n, p in gated().parameters().items()})
+    assert ports(gated(), Bare(shifted)).verdict is Verdict.AGREE
+
+
+def test_a_port_that_there_is_not():
+    with pytest.raises(OptionError, match="there is no port 'jax' of 'first'"):
+        ports(gated(), gated(), mapping={"jax": {}})
+
+
+def test_targets_are_what_audit_takes():
+    square = Target(lambda x: (x**2).sum(), [1.0, 2.0], gradient=lambda x: 2 * x)
+    report = gradaudit.audit_all({"one": square, "other": square})
+    assert report.verdict is Verdict.AGREE
+    assert report.ports[1].verdict is None
+    assert "the same function" not in str(report)
+    again = gradaudit.audit_all({"one": square, "other": square}, mapping={})
+    assert "the same function" in str(again)
+    assert str(gradaudit.AuditReport.from_json(again.to_json())) == str(again)
+
+
+def test_nothing_of_the_generators_changes():
+    before = np.random.get_state()[1].copy()
+    ports(gated(), gated("ifog"))
+    assert np.array_equal(before, np.random.get_state()[1])
