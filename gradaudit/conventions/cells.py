@@ -21,6 +21,7 @@ __all__ = ["Cell", "gate_names", "recurrent"]
 #: The order of the gates in the common form, and where another library stores them in another one.
 GATES = {"lstm": "ifgo", "gru": "rzn", "rnn": "h"}
 KERAS_ORDER = {"lstm": "ifgo", "gru": "zrn", "rnn": "h"}
+_KERAS_CELL = {"lstm": "lstm_cell/*", "gru": "gru_cell/*", "rnn": "simple_rnn_cell/*"}
 #: Axis 0 of PyTorch's and Equinox's tensors, the last of Keras's, holds the gates.
 _OWN_ORDER = {
     "weight_ih": ("ifgo", "rzn", 0),
@@ -211,14 +212,14 @@ def recurrent(kind: str, places: Places, *, bias: bool) -> Recipes:
     known = {n: cell for n, cell in _CELLS.items() if (kind, n) != ("rnn", "equinox")}
     (library, place), (target, target_place) = two(places, known)
     read, write = known[library][0], known[target][1]
-    layer = "_l0" if library == "torch" else ""
+    patterns = {"torch": "*_l0", "keras": _KERAS_CELL[kind]}
 
     def cell(p: NamedArrays) -> Cell:
-        return read(kind, lambda own: p[full(library, place, own, layer)], bias=bias)
+        return read(kind, lambda own: p[full(library, place, own, patterns.get(library, "*"))], bias=bias)
 
     names = _weights(kind, target) + (_biases(kind, target) if bias else ())
-    ending = "_l0" if target == "torch" else ""
-    return {full(target, target_place, n, ending): partial(_written, write, kind, cell, n) for n in names}
+    pattern = patterns.get(target, "*")
+    return {full(target, target_place, n, pattern): partial(_written, write, kind, cell, n) for n in names}
 
 
 def _written(

@@ -37,8 +37,15 @@ def two(places: Places, known: Mapping[str, object]) -> tuple[tuple[str, str], t
     return pairs[0], pairs[1]
 
 
-def full(library: str, place: str, own: str, ending: str = "") -> str:
-    """The name in the model of a layer's parameter, whose own name this is; ``ending`` is a default for the latter."""
+def full(library: str, place: str, own: str, pattern: str = "*") -> str:
+    """The name in the model of a layer's parameter, whose own name this is.
+
+    Args:
+        library: torch, keras, ...
+        place: the layer's prefix, or a pattern with a ``*``.
+        own: the parameter's name in its layer.
+        pattern: what follows a prefix.
+    """
     if "*" not in place:
-        place += f"/*{ending}" if library == "keras" else f".*{ending}"
+        place += f"{'/' if library == 'keras' else '.'}{pattern}"
     return place.replace("*", own, 1)

@@ -67,6 +67,9 @@ def _nnx(module: Any, loss: Callable[..., Any]) -> tuple[Callable[..., Any], Any
         dtype = next(leaf.dtype for leaf in jax.tree.leaves(p) if _is_real(leaf))
         # statistics are updated with what is computed from the parameters, and must hold its dtype
         state = jax.tree.map(lambda a: a.astype(dtype) if _is_real(a) else a, rest)
-        return loss(nnx.merge(graph, p, state, copy=True))
+        given = jax.tree.unflatten(structure, jax.tree.leaves(p))
+        return loss(nnx.merge(graph, given, state, copy=True))
 
-    return of_parameters, parameters
+    structure = jax.tree.structure(parameters)
+    # plain dicts have the names that one would write, without ".value"
+    return of_parameters, nnx.to_pure_dict(parameters)
