@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.containers import flattened
+from gradaudit.backends.keras import keras_function, keras_of
 from gradaudit.backends.torch.model import TorchModel
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model
@@ -19,11 +20,15 @@ __all__ = ["adapted"]
 
 
 def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> Model | None:
-    """A module with a loss, or a function of the tensors that ``at`` holds; None: neither.
+    """A module or Keras model with a loss, or a function of the tensors that ``at`` holds; None: neither.
 
     Raises:
         ModelContractError: a module without a loss, or without a parameter that is trained.
     """
+    keras = keras_of(target, "torch")
+    if keras is not None and at is None:
+        of_paths, variables = keras_function(keras, target, loss)
+        return TorchModel(_widening(of_paths), {path: variable.value.detach() for path, variable in variables.items()})
     if isinstance(target, nn.Module) and at is None:
         return _of_module(target, loss)
     found = flattened(at, _is_trained) if callable(target) and loss is None else None
