@@ -5,6 +5,10 @@ Without options, in float32. What is collected follows the backends that are tes
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -350,3 +354,68 @@ class TestTensorflow:
     def test_a_model_that_was_not_built(self, keras):
         with pytest.raises(ModelContractError, match=r"no variable of the Dense is trainable \(was it built\?\)"):
             gradaudit.audit(keras.layers.Dense(2), loss=lambda net: keras.ops.sum(net(ROWS)))
+
+
+KERAS = """
+import keras
+import numpy as np
+import gradaudit
+
+keras.utils.set_random_seed(0)
+layers, rng = keras.layers, np.random.default_rng(0)
+x, images = rng.standard_normal((8, 6, 4)).astype("float32"), rng.standard_normal((6, 8, 8, 3)).astype("float32")
+y = (np.arange(8) % 3).astype("int32")
+entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Gate(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        a = keras.ops.tanh(self.dense(x))
+        return a * keras.ops.stop_gradient(keras.ops.sigmoid(a))  # CUT
+
+
+recurrent = keras.Sequential([layers.Input((6, 4)), layers.LSTM(5), layers.Dense(3)])
+conv = keras.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()])
+conv.add(layers.Dropout(0.1))
+gate = keras.Sequential([layers.Input((4,)), Gate()])
+losses = {
+    "recurrent": (recurrent, lambda net: entropy(y, net(x))),
+    "conv": (conv, lambda net: keras.ops.mean(keras.ops.sin(net(images, training=True)))),
+    "gate": (gate, lambda net: keras.ops.mean(net(x[:, 0]) ** 2)),
+}
+for name, (net, loss) in losses.items():
+    before = [keras.ops.convert_to_numpy(v.value).copy() for v in net.variables]
+    report = gradaudit.audit(net, loss=loss)
+    after = [keras.ops.convert_to_numpy(v.value) for v in net.variables]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)), name
+    assert {p.name for p in report.parameters} == {v.path for v in net.trainable_variables}
+    assert {layer.compute_dtype for layer in net._flatten_layers()} == {"float32"}
+    computing = keras.config.backend()
+    assert keras.backend.result_type("float64", "float32") == ("float64" if computing == "tensorflow" else "float32")
+    assert report.environment["backend"] == computing
+    print(name, computing, report.verdict, report.source, *(f.title for f in report.findings), sep="; ")
+try:
+    gradaudit.audit(gate)
+except gradaudit.errors.ModelContractError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("computing", [n for n in ("torch", "jax", "tensorflow") if n in TESTED])
+def test_keras_on_each_of_its_backends(tmp_path, computing):
+    """Keras chooses its backend when it is imported: a process for each."""
+    (tmp_path / "program.py").write_text(KERAS)
+    environment = {**os.environ, "KERAS_BACKEND": computing, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    recurrent, conv, gate, alone, *_ = done.stdout.splitlines()
+    assert recurrent == f"recurrent; {computing}; AGREE; a float64 twin"
+    assert conv.startswith(f"conv; {computing}; AGREE; ")
+    line = 1 + next(i for i, text in enumerate(KERAS.splitlines()) if "# CUT" in text)
+    assert gate.startswith(f"gate; {computing}; DISAGREE; a float64 twin; cut at program.py:{line}")
+    assert alone.startswith("a Sequential alone has no loss")
