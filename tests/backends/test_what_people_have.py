@@ -72,6 +72,25 @@ class TestNumpy:
         both = lambda x: (self.rosenbrock(x), self.rosenbrock_gradient(x))  # noqa: E731
         right(both, np.array([1.3, 0.7, 0.8]), gradient=True, source="the float64 loss itself")
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_a_gradient_by_autograd(self, dtype):
+        import autograd
+        from autograd import numpy as anp
+
+        x, at = ROWS.astype(dtype), {"a": np.linspace(-1, 1, 20, dtype=dtype).reshape(4, 5), "b": np.ones(5, dtype)}
+        loss = lambda p: anp.mean(anp.dot(anp.tanh(anp.dot(x, p["a"])), p["b"]) ** 2)  # noqa: E731
+        report = gradaudit.audit(loss, at, gradient=autograd.grad(loss))
+        assert report.verdict is Verdict.AGREE, str(report)
+        right(
+            loss,
+            {n: p.astype("float64") for n, p in at.items()},
+            gradient=autograd.grad(loss),
+            source="the float64 loss itself",
+        )
+        both = autograd.value_and_grad(loss)
+        twice = lambda p: (both(p)[0], {n: 2 * g for n, g in both(p)[1].items()})  # noqa: E731
+        assert [f.code for f in gradaudit.audit(twice, at, gradient=True).findings] == ["GA301"]
+
     def test_named_arrays(self):
         at = {"a": np.float64([0.3, 0.7]), "b": [1, 2]}
         loss = lambda p: (np.sin(p["a"]) * p["b"]).sum()  # noqa: E731
@@ -157,6 +176,29 @@ class TestTorch:
         x = torch.from_numpy(ROWS)
         report = right(net, loss=lambda net: net(x).square().mean())
         assert {p.name for p in report.parameters} == {"2.weight", "2.bias"}
+
+    def test_parameters_of_two_dtypes(self, torch):
+        class Mixed(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner, self.outer = torch.nn.Linear(4, 5), torch.nn.Linear(5, 1).double()
+
+            def forward(self, x):
+                return self.outer(torch.tanh(self.inner(x)).double())
+
+        net, x = Mixed(), torch.from_numpy(ROWS)
+        report = gradaudit.audit(net, loss=lambda net: net(x).square().mean())
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert {p.dtype for p in net.parameters()} == {torch.float32, torch.float64}
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_a_compiled_module(self, torch, inside):
+        net, x = (
+            torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)),
+            torch.from_numpy(ROWS),
+        )
+        compiled = torch.compile(net, backend="aot_eager")
+        right(net if inside else compiled, loss=lambda net: (compiled if inside else net)(x).square().mean())
 
     def test_a_function_of_containers(self, torch):
         at = {"w": torch.randn(4, 3), "rest": [torch.randn(3), 7, torch.arange(3)]}
@@ -283,6 +325,17 @@ class TestJax:
         right(net, loss=lambda net: jnp.mean(net(ROWS) ** 2))
         assert np.array_equal(before, net.norm.mean)
 
+    def test_haiku(self):
+        import haiku as hk
+        import jax
+        from jax import numpy as jnp
+
+        net = hk.without_apply_rng(hk.transform(lambda *x: hk.nets.MLP([8, 1])(*x)))
+        report = right(lambda p: jnp.mean(net.apply(p, ROWS) ** 2), net.init(jax.random.key(0), ROWS))
+        assert {p.name for p in report.parameters} == {
+            f"mlp/~/linear_{i}.{name}" for i in range(2) for name in ("w", "b")
+        }
+
     def test_arrays_of_numpy_are_nobodys(self):
         with pytest.raises(AmbiguousBackendError):
             gradaudit.audit(self.rnn, {"W": np.ones((4, 5))})
@@ -350,6 +403,88 @@ class TestTensorflow:
         at = [tf.constant(RNG.standard_normal((4, 5)), tf.float32), tf.constant(RNG.standard_normal(5), tf.float32)]
         report = wrong(lambda p: saved.loss(*p), at, code="GA901")
         assert "Seen, and not shown to explain it: stop_gradient in a graph at" in report.findings[0].sentence
+
+    @staticmethod
+    def module():
+        import tensorflow as tf
+
+        class Dense(tf.Module):
+            def __init__(self, n, m):
+                super().__init__()
+                self.w, self.b = tf.Variable(tf.ones((n, m)) / n), tf.Variable(tf.zeros(m))
+                self.calls = tf.Variable(0.0, trainable=False)
+
+            @tf.function
+            def __call__(self, x):
+                self.calls.assign_add(1.0)
+                return tf.tanh(tf.cast(x, self.w.dtype) @ self.w + self.b)
+
+        class Net(tf.Module):
+            cut = False
+
+            def __init__(self):
+                super().__init__()
+                self.layers, self.out = [Dense(4, 5), Dense(5, 5)], {"head": Dense(5, 1)}
+
+            @tf.function
+            def __call__(self, x):
+                for layer in self.layers:
+                    x = layer(x)
+                if self.cut:
+                    x = x * tf.stop_gradient(tf.sigmoid(x))  # CUT
+                return self.out["head"](x)
+
+        return Net()
+
+    def test_a_module_of_tensorflow(self, tmp_path):
+        import tensorflow as tf
+
+        net = self.module()
+        net(ROWS)  # traced: its functions hold the variables
+        before = [v.numpy() for v in net.variables]
+        loss = lambda net: tf.reduce_mean((net(ROWS) - 1) ** 2)  # noqa: E731
+        report = right(net, loss=loss)
+        assert {"layers.0.w", "layers.1.b", "out.head.w"} < {p.name for p in report.parameters}
+        assert len(report.parameters) == 6
+        assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, net.variables, strict=True))
+        assert not tf.config.functions_run_eagerly()
+        tf.train.Checkpoint(net=net).write(str(tmp_path / "saved"))
+
+        def failing(net):
+            net(ROWS)
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            gradaudit.audit(net, loss=failing)
+        assert not tf.config.functions_run_eagerly()
+        assert all(isinstance(layer.w, tf.Variable) for layer in net.layers)
+        net.cut = True
+        (line,) = marked(type(net).__call__.python_function)
+        wrong(net, code="GA101", line=line, loss=loss)
+
+    def test_a_module_of_tensorflow_alone(self):
+        import tensorflow as tf
+
+        with pytest.raises(ModelContractError, match="a Net alone has no loss"):
+            gradaudit.audit(self.module())
+        with pytest.raises(ModelContractError, match="no variable of the Module is trainable"):
+            gradaudit.audit(tf.Module(), loss=lambda module: tf.constant(1.0))
+
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_a_loss_with_a_tape_of_its_own(self, traced):
+        import tensorflow as tf
+
+        points = tf.constant(ROWS[:, :1])
+
+        def residual(v):
+            x = tf.cast(points, v[0].dtype)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                u = tf.tanh(x @ v[0]) @ v[1]
+            return tf.reduce_mean((tape.gradient(u, x) - 1) ** 2)
+
+        at = [tf.Variable(tf.linspace([0.5], [1.5], 5, axis=1)), tf.Variable(tf.ones((5, 1)))]
+        right(tf.function(residual) if traced else residual, at)
 
     def test_a_model_that_was_not_built(self, keras):
         with pytest.raises(ModelContractError, match=r"no variable of the Dense is trainable \(was it built\?\)"):
