@@ -191,6 +191,20 @@ class TestTorch:
         assert report.verdict is Verdict.AGREE, str(report)
         assert {p.dtype for p in net.parameters()} == {torch.float32, torch.float64}
 
+    def test_a_loss_that_casts_to_float32(self, torch):
+        net, x = torch.nn.Linear(4, 5), torch.from_numpy(ROWS)
+        softmax = torch.nn.functional.softmax
+        losses = [
+            lambda net: net(x).float().square().mean(),
+            lambda net: net(x).to(torch.float32).square().mean(),
+            lambda net: softmax(net(x), dim=-1, dtype=torch.float32)[:, 0].mean(),
+        ]
+        for loss in losses:
+            right(net, loss=loss)
+        # what is float64 of its own computes as it is written
+        inside = gradaudit.audit(net.double(), loss=lambda net: net(x.double()).float().square().mean().double())
+        assert "GA702" in [f.code for f in inside.findings], str(inside)
+
     @pytest.mark.parametrize("inside", [False, True])
     def test_a_compiled_module(self, torch, inside):
         net, x = (
@@ -199,6 +213,7 @@ class TestTorch:
         )
         compiled = torch.compile(net, backend="aot_eager")
         right(net if inside else compiled, loss=lambda net: (compiled if inside else net)(x).square().mean())
+        torch.compiler.reset()
 
     def test_a_function_of_containers(self, torch):
         at = {"w": torch.randn(4, 3), "rest": [torch.randn(3), 7, torch.arange(3)]}
@@ -330,7 +345,10 @@ class TestJax:
         import jax
         from jax import numpy as jnp
 
-        net = hk.without_apply_rng(hk.transform(lambda *x: hk.nets.MLP([8, 1])(*x)))
+        def perceptron(x):
+            return hk.nets.MLP([8, 1])(x)
+
+        net = hk.without_apply_rng(hk.transform(perceptron))
         report = right(lambda p: jnp.mean(net.apply(p, ROWS) ** 2), net.init(jax.random.key(0), ROWS))
         assert {p.name for p in report.parameters} == {
             f"mlp/~/linear_{i}.{name}" for i in range(2) for name in ("w", "b")
