@@ -120,7 +120,7 @@ def ports_table(ports: Sequence[Port]) -> list[str]:
 
 
 def _across(report: AuditReport) -> str:
-    verdicts = [["model", "verdict", "evaluations", "seconds"]]
-    verdicts += [[_shorten(p.target), str(p.verdict), str(p.evaluations), f"{p.seconds:.2f}"] for p in report.parts]
+    verdicts = [["model", "verdict", "evaluations", "time"]]
+    verdicts += [[_shorten(p.target), str(p.verdict), str(p.evaluations), f"{p.seconds:.2f} s"] for p in report.parts]
     lines = [f"{report.verdict}   {report.target}", "", *table(verdicts, right=(2, 3))]
     return "\n".join([*lines, "", *ports_table(report.ports)] if report.ports else lines)
