@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 #: Gates of recurrent layers (4, 3); query, key and value (3); halves of gated units (2).
 _N_BLOCKS = (4, 3, 2)
+_PARTS = re.compile(r"[./]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Rearrangement:
 def rearrangements(shapes: Shapes) -> Iterator[Rearrangement]:
     """All that are tried for a model of these parameters, the likeliest first."""
     yield from _blocks_of_layers(shapes)
+    yield from _parts_exchanged(shapes)
     yield from _transposed(shapes)
     yield from _blocks_of_tensors(shapes)
     yield from _swapped(shapes)
@@ -114,6 +117,45 @@ def _swapped(shapes: Shapes) -> Iterator[Rearrangement]:
         if shapes[one] == shapes[other]:
             made = {one: itemgetter(other), other: itemgetter(one)}
             yield Rearrangement((one, other), "{} in each other's place", made)
+
+
+def _parts_exchanged(shapes: Shapes) -> Iterator[Rearrangement]:
+    """Layers whose gates have tensors of their own: all those of two gates, told by the ends of their names."""
+    seen = set()
+    for one, other in itertools.combinations(shapes, 2):
+        ends = _ends(one, other)
+        if ends is None or ends in seen:
+            continue
+        seen.add(ends)
+        instead: dict[str, str] = {}
+        for name in shapes:
+            partner = _partner(name, ends)
+            if shapes.get(partner) == shapes[name]:
+                instead |= {name: partner, partner: name}
+        if len(instead) > 2:  # two tensors alone are tried on their own
+            made = {name: itemgetter(partner) for name, partner in instead.items()}
+            words = f"what is named {ends[0]} and {ends[1]} exchanged in {{}}"
+            yield Rearrangement(tuple(sorted(instead)), words, made)
+
+
+def _ends(one: str, other: str) -> tuple[str, str] | None:
+    """By what two names differ, if it is the end of one of their parts: ``i`` and ``f`` of ``hi.bias``, ``hf.bias``."""
+    pairs = list(zip(_PARTS.split(one), _PARTS.split(other), strict=False))
+    differing = [(a, b) for a, b in pairs if a != b]
+    if len(differing) != 1 or len(_PARTS.split(one)) != len(_PARTS.split(other)):
+        return None
+    a, b = differing[0]
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    return (a[common:], b[common:]) if a[common:] and b[common:] else None
+
+
+def _partner(name: str, ends: tuple[str, str]) -> str:
+    """The name with one end in place of the other, in the part nearest to its end that has it; empty: none."""
+    parts = re.split(r"([./])", name)
+    for k in range(len(parts) - 1, -1, -1):
+        if parts[k].endswith(ends[0]):
+            return "".join([*parts[:k], parts[k].removesuffix(ends[0]) + ends[1], *parts[k + 1 :]])
+    return ""
 
 
 def _flipped(shapes: Shapes) -> Iterator[Rearrangement]:

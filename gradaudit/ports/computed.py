@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -21,6 +22,8 @@ __all__ = ["Computed", "Gap", "Handed", "back", "computed", "handed"]
 
 #: A tensor whose gradient is this small beside the whole one may be zero; so many eps of the whole are its rounding.
 _NEGLIGIBLE, _WHOLE = 1e-4, 64.0
+#: Moves by a unit in the last place, and how many times the largest one may be rounding: as for single gradients.
+_JITTERS, _NOISE = 2, 6.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,6 +97,8 @@ class Computed:
         values: the port's parameters.
         loss: there.
         gradients: by the first model's parameters, float64.
+        loss_noise: how far the loss moves with the last place of the parameters: its conditioning.
+        noise: the same of the gradient, by tensor, a norm.
         compared: which entries of the first model's parameters the port has, 0 or 1.
     """
 
@@ -103,6 +108,8 @@ class Computed:
     values: NamedArrays
     loss: float
     gradients: NamedArrays
+    loss_noise: float
+    noise: Mapping[str, float]
     compared: NamedArrays
 
 
@@ -123,18 +130,34 @@ def computed(model: Handed, options: AuditOptions) -> Computed:
         )
     exact = model.correspondence.apply(model.first)
     values = {n: exact[n].astype(p.dtype) for n, p in source.model.parameters().items()}
-    with preserved(native):
-        loss, gradients = source.model.value_and_grad(values)
+    eps = float(np.finfo(np.float32 if single else np.float64).eps)
+
+    def at(point: NamedArrays) -> tuple[float, dict[str, Array]]:
+        with preserved(native), np.errstate(all="ignore"):
+            loss, gradients = source.model.value_and_grad(point)
+        return float(loss), back(model.correspondence, gradients)
+
+    own_loss, own = at(values)
+    moved = [at(_shaken(values, eps, options.seed + i)) for i in range(_JITTERS)]
     left = model.correspondence.unused()
     return Computed(
         handed=model,
         source=source.model,
-        eps=float(np.finfo(np.float32 if single else np.float64).eps),
+        eps=eps,
         values=values,
-        loss=float(loss),
-        gradients=back(model.correspondence, gradients),
+        loss=own_loss,
+        gradients=own,
+        loss_noise=max(abs(loss - own_loss) for loss, _ in moved),
+        noise={n: max(global_norm({n: there[n] - g}) for _, there in moved) for n, g in own.items()},
         compared={n: 1.0 - left.get(n, np.zeros(p.shape)) for n, p in model.first.items()},
     )
+
+
+def _shaken(values: NamedArrays, eps: float, seed: int) -> dict[str, Array]:
+    """Every entry up or down by about a unit in the last place."""
+    rng = np.random.default_rng([seed, 5])
+    signs = {n: rng.choice(np.array([-1.0, 1.0]), p.shape) for n, p in values.items()}
+    return {n: np.asarray(p * (1 + eps * signs[n]), p.dtype) for n, p in values.items()}
 
 
 def back(correspondence: Correspondence, gradients: Gradients) -> dict[str, Array]:
@@ -145,25 +168,39 @@ def back(correspondence: Correspondence, gradients: Gradients) -> dict[str, Arra
 
 @final
 class Gap:
-    """The difference of two models, and what rounding accounts for."""
+    """The difference of two models, and what rounding accounts for.
+
+    Two programs for one function differ by their rounding: by the tolerance of `gradaudit.compare` for what they
+    compute in, and by some times what a unit in the last place of the parameters does.
+
+    Attributes:
+        loss: the losses' difference, relative.
+        losses_agree: rounding accounts for it.
+        tensors: the gradients' difference by tensor, relative.
+        different: the tensors for which rounding does not account for it, the worst first.
+        resolution: a difference of this size, relative to loss and whole gradient, would have been seen.
+    """
 
     def __init__(self, first: Computed, port: Computed) -> None:
         eps = max(first.eps, port.eps)
-        self._tolerance = Precision(analytic=eps, numeric=eps).tolerance
+        tolerance = Precision(analytic=eps, numeric=eps).tolerance
         parameters = first.handed.first
-        size = global_norm({n: g * np.asarray(parameters[n], np.float64) for n, g in first.gradients.items()})
+        moves = {n: g * np.asarray(parameters[n], np.float64) for n, g in first.gradients.items()}
+        scale = max(abs(first.loss), global_norm(moves))
+        allowed = tolerance * scale + _NOISE * max(first.loss_noise, port.loss_noise)
         gap = abs(port.loss - first.loss)
-        self.loss = 0.0 if gap == 0 else gap / abs(first.loss) if first.loss else float("inf")
-        self.losses_agree = gap <= self._tolerance * max(abs(first.loss), size)
+        self.loss = _relative(gap, abs(first.loss))
+        self.losses_agree = gap <= allowed
         shared = {n: first.compared[n] * port.compared[n] for n in first.gradients}
         own, theirs = ({n: shared[n] * g for n, g in c.gradients.items()} for c in (first, port))
         whole = global_norm(own)
         apart = {n: global_norm({n: theirs[n] - g}) for n, g in own.items()}
         sizes = {n: max(global_norm({n: g}), _NEGLIGIBLE * whole) for n, g in own.items()}
-        rounding = _WHOLE * eps * whole
-        self.tensors = {n: d / sizes[n] if sizes[n] > 0 else (float("inf") if d > 0 else 0.0) for n, d in apart.items()}
-        self.different = [n for n in apart if not apart[n] <= self._tolerance * sizes[n] + rounding]
-        self.different.sort(key=lambda n: -self.tensors[n])
+        noise = {n: _NOISE * max(first.noise[n], port.noise[n]) + _WHOLE * eps * whole for n in own}
+        limits = {n: tolerance * sizes[n] + noise[n] for n in own}
+        self.tensors = {n: _relative(d, sizes[n]) for n, d in apart.items()}
+        self.different = sorted((n for n in apart if not apart[n] <= limits[n]), key=lambda n: -self.tensors[n])
+        self.resolution = max(_relative(allowed, scale), *(_relative(limit, whole) for limit in limits.values()))
 
     @property
     def gradient(self) -> float:
@@ -175,6 +212,6 @@ class Gap:
         """Losses and gradients are the same, as far as rounding lets one see."""
         return self.losses_agree and not self.different
 
-    def resolved(self, significant: float | None) -> bool:
-        """Whether a difference that matters would have been seen."""
-        return significant is None or self._tolerance <= significant
+
+def _relative(difference: float, size: float) -> float:
+    return 0.0 if difference == 0 else difference / size if size > 0 else float("inf")

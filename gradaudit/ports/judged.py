@@ -13,6 +13,8 @@ from gradaudit.report import AuditReport, Port
 __all__ = ["compared"]
 
 _LISTED = 3
+#: The difference that matters, by default, as for gradients.
+_SIGNIFICANT, _SIGNIFICANT_SINGLE, _SINGLE_EPS = 1e-3, 1e-2, 1e-12
 
 
 def compared(models: Mapping[str, Handed], parts: Mapping[str, AuditReport], options: AuditOptions) -> tuple[Port, ...]:
@@ -25,8 +27,7 @@ def compared(models: Mapping[str, Handed], parts: Mapping[str, AuditReport], opt
     """
     found = {name: computed(model, options) for name, model in models.items()}
     (first_name, first), *others = found.items()
-    wrong = {name for name, part in parts.items() if part.verdict is Verdict.DISAGREE}
-    ports = [_port(name, port, (first_name, first), wrong, options) for name, port in others]
+    ports = [_port((first_name, first), (name, port), parts, options) for name, port in others]
     alone = len(others) > 1 and all(
         port.verdict is Verdict.DISAGREE and Gap(others[0][1], other).agrees
         for port, (_, other) in zip(ports, others, strict=True)
@@ -44,21 +45,32 @@ def compared(models: Mapping[str, Handed], parts: Mapping[str, AuditReport], opt
     return (itself, *ports)
 
 
-def _port(name: str, port: Computed, reference: tuple[str, Computed], wrong: set[str], options: AuditOptions) -> Port:
-    first_name, first = reference
+def _port(
+    reference: tuple[str, Computed],
+    tested: tuple[str, Computed],
+    parts: Mapping[str, AuditReport],
+    options: AuditOptions,
+) -> Port:
+    (first_name, first), (name, port) = reference, tested
     gap = Gap(first, port)
-    unjudged = wrong & {name, first_name}
+    audits = [parts[first_name], parts[name]]
+    random = [part.target for part in audits if _has(part, "GA801")]
+    excuse = _excuse(audits)
     sentence = evidence = confidence = ""
     if gap.agrees:
-        verdict = Verdict.AGREE if gap.resolved(options.significant) else Verdict.INCONCLUSIVE
-    elif gap.losses_agree and unjudged:
-        # the gradients do not belong to the losses: they tell nothing of the functions
+        verdict = Verdict.AGREE if gap.resolution <= _significant(first, port, options) else Verdict.INCONCLUSIVE
+        if verdict is Verdict.INCONCLUSIVE:
+            sentence = f"Nothing differs, but a difference below {gap.resolution:.2g} would not have been seen."
+    elif random:
         verdict = Verdict.INCONCLUSIVE
-        sentence = f"The losses agree; the gradients differ, and that of {' and '.join(sorted(unjudged))} is wrong."
+        sentence = f"{' and '.join(random)} draws random numbers (GA801), each framework others: compare without them."
+    elif gap.losses_agree and excuse:
+        # the gradients do not tell the functions apart
+        verdict, sentence = Verdict.INCONCLUSIVE, f"The losses agree; the gradients differ, and {excuse}."
     else:
-        verdict = Verdict.DISAGREE
-        sentence = _difference(name, port, reference, gap, derivative=not unjudged)
-        evidence, confidence = explained(name, first, port, derivative=not unjudged, options=options)
+        right = all(part.verdict is Verdict.AGREE for part in audits)
+        verdict, sentence = Verdict.DISAGREE, _difference(reference, tested, gap, derivative=right)
+        evidence, confidence = explained(name, first, port, derivative=not excuse, options=options)
     return Port(
         name=name,
         loss=port.loss,
@@ -71,8 +83,26 @@ def _port(name: str, port: Computed, reference: tuple[str, Computed], wrong: set
     )
 
 
-def _difference(name: str, port: Computed, reference: tuple[str, Computed], gap: Gap, *, derivative: bool) -> str:
-    first_name, first = reference
+def _significant(first: Computed, port: Computed, options: AuditOptions) -> float:
+    single = max(first.eps, port.eps) > _SINGLE_EPS
+    return options.significant or (_SIGNIFICANT_SINGLE if single else _SIGNIFICANT)
+
+
+def _has(part: AuditReport, code: str) -> bool:
+    return any(finding.code == code for finding in part.findings)
+
+
+def _excuse(audits: list[AuditReport]) -> str:
+    """Why gradients may differ though the functions are the same; empty: for no reason."""
+    wrong = [part.target for part in audits if part.verdict is Verdict.DISAGREE]
+    if wrong:
+        return f"that of {' and '.join(wrong)} is wrong"
+    kinked = [part.target for part in audits if _has(part, "GA601")]
+    return f"{' and '.join(kinked)} has a kink here (GA601), where another one is right, too" if kinked else ""
+
+
+def _difference(reference: tuple[str, Computed], tested: tuple[str, Computed], gap: Gap, *, derivative: bool) -> str:
+    (first_name, first), (name, port) = reference, tested
     own = " Each gradient is the derivative of its own loss." if derivative else ""
     if not gap.losses_agree:
         digits = 6 if gap.loss > 1e-4 else 12  # so many that they differ

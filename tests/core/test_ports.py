@@ -142,6 +142,85 @@ def test_a_wrong_gradient_is_no_wrong_port():
     assert report.verdict is Verdict.DISAGREE
 
 
+def apart(order):
+    """The same with a tensor for each gate."""
+    model, gates = gated(order), "ifgo"
+
+    def joined(p):
+        found = {f"cell.{n}": np.concatenate([p[f"cell.{n}{g}"] for g in gates], axis=-1) for n in "wub"}
+        return found | {"out": p["out"]}
+
+    def gradient(p):
+        _, g = model.value_and_grad(joined(p))
+        split = {
+            f"cell.{n}{k}": part for n in "wub" for k, part in zip(gates, np.split(g[f"cell.{n}"], 4, -1), strict=True)
+        }
+        return split | {"out": g["out"]}
+
+    shapes = {"w": (4, 3), "u": (3, 3), "b": (3,)}
+    parameters = {f"cell.{n}{k}": np.ones(shape) for n, shape in shapes.items() for k in gates}
+    return of(lambda p: model.loss(joined(p)), gradient, **parameters, out=np.ones((3, 3)))
+
+
+def test_gates_that_have_tensors_of_their_own():
+    mapping = {f"cell.{n}{k}": lambda p, n=n, j=j: np.split(p[f"cell.{n}"], 4, -1)[j]
+               for n in "wub" for j, k in enumerate("ifgo")}  # fmt: skip
+    assert ports(gated(), apart("ifgo"), mapping={"port": mapping}).verdict is Verdict.AGREE
+    port = ports(gated(), apart("ifog"), mapping={"port": mapping}).ports[1]
+    assert (port.verdict, port.confidence) == (Verdict.DISAGREE, "proven")
+    assert port.evidence.startswith(
+        "With what is named g and o exchanged in cell.bg, cell.bo, cell.ug, cell.uo, cell.wg and"
+    )
+
+
+def test_random_losses_are_not_compared():
+    def noisy():
+        return of(
+            lambda p: (p["x"] ** 2 * np.random.random(3)).sum(),
+            lambda p: {"x": 2 * p["x"] * np.random.random(3)},
+            x=[1.0, 2.0, 3.0],
+        )
+
+    square = of(lambda p: (p["x"] ** 2).sum(), lambda p: {"x": 2 * p["x"]}, x=[1.0, 2.0, 3.0])
+    port = ports(square, noisy()).ports[1]
+    assert port.verdict is Verdict.INCONCLUSIVE
+    assert port.sentence.startswith("port draws random numbers (GA801)")
+
+
+def test_another_slope_at_a_kink_is_right_too():
+    def rectified(slope):
+        return of(
+            lambda p: np.maximum(p["x"], 0).sum() + (p["x"] ** 2).sum(),
+            lambda p: {"x": np.where(p["x"] == 0, slope, p["x"] > 0) + 2 * p["x"]},
+            x=[0.0, 1.0, -1.0],
+        )
+
+    port = ports(rectified(0.0), rectified(0.5)).ports[1]
+    assert port.verdict is Verdict.INCONCLUSIVE
+    assert "has a kink here (GA601), where another one is right, too" in port.sentence
+
+
+def test_chaos_is_no_difference():
+    """Float32 states after 60 steps of a chaotic map, by two programs for the same step."""
+
+    def iterated(step, slope):
+        def both(p):
+            x, g = p["x"], np.ones_like(p["x"])
+            for _ in range(25):
+                g, x = slope(x) * g, step(x)
+            return x.sum(), g
+
+        at = np.linspace(0.11, 0.37, 4).astype("float32")
+        return of(lambda p: both(p)[0], lambda p: {"x": both(p)[1]}, x=at)
+
+    one = iterated(lambda x: np.float32(3.9) * x * (1 - x), lambda x: np.float32(3.9) * (1 - 2 * x))
+    other = iterated(lambda x: np.float32(3.9) * (x - x * x), lambda x: np.float32(3.9) - np.float32(7.8) * x)
+    port = ports(one, other).ports[1]
+    assert port.loss_difference > 3e-4
+    assert port.verdict is Verdict.INCONCLUSIVE
+    assert port.sentence.startswith("Nothing differs, but a difference below")
+
+
 def test_the_first_may_be_the_one_that_differs():
     report = ports(gated("ifog"), gated(), gated())
     assert [p.verdict for p in report.ports] == [Verdict.DISAGREE] * 3
