@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -45,6 +46,7 @@ def audit_all(
     if not models:
         msg = "there are no models to audit"
         raise OptionError(msg, where="audit_all()", hint='audit_all({"torch": a, "jax": b})')
+    started = time.perf_counter()
     handed = None if mapping is None else _handed(models, mapping)
     audited = models if handed is None else {name: port.model for name, port in handed.items()}
     parts = audit_each(audited, options, progress=progress)
@@ -55,9 +57,9 @@ def audit_all(
         target=target,
         parts=parts,
         ports=found,
-        evaluations=sum(part.evaluations for part in parts),
-        gradients=sum(part.gradients for part in parts),
-        seconds=sum(part.seconds for part in parts),
+        evaluations=sum(part.evaluations for part in parts) + sum(port.evaluations for port in found),
+        gradients=sum(part.gradients for part in parts) + sum(port.gradients for port in found),
+        seconds=time.perf_counter() - started,
         options=options,
         complete=all(part.complete for part in parts),
     )

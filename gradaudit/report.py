@@ -131,6 +131,8 @@ class Port:
         sentence: how it differs, with the sizes.
         evidence: what would make it agree, found by experiment.
         confidence: of that: ``proven`` (losses and gradients then agree), ``consistent`` (losses do), ``unexplained``.
+        evaluations: forward passes for the comparison.
+        gradients: gradient evaluations for it.
     """
 
     name: str
@@ -141,6 +143,8 @@ class Port:
     sentence: str = ""
     evidence: str = ""
     confidence: str = ""
+    evaluations: int = 0
+    gradients: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import final
 
@@ -12,9 +13,9 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, global_norm
 from gradaudit.compare import Precision
 from gradaudit.errors import OptionError
 from gradaudit.mapping import Correspondence
-from gradaudit.measure.sources import choose, rounds_inside
+from gradaudit.measure.sources import Source, choose, rounds_inside
 from gradaudit.measure.state import preserved
-from gradaudit.numeric.budget import Budget
+from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model, SupportsAt, SupportsTwin
 
@@ -100,6 +101,7 @@ class Computed:
         loss_noise: how far the loss moves with the last place of the parameters: its conditioning.
         noise: the same of the gradient, by tensor, a norm.
         compared: which entries of the first model's parameters the port has, 0 or 1.
+        budget: what comparing it is charged to.
     """
 
     handed: Handed
@@ -111,6 +113,7 @@ class Computed:
     loss_noise: float
     noise: Mapping[str, float]
     compared: NamedArrays
+    budget: Budget
 
 
 def computed(model: Handed, options: AuditOptions) -> Computed:
@@ -121,18 +124,18 @@ def computed(model: Handed, options: AuditOptions) -> Computed:
         options: seed and max_evaluations are used.
     """
     native, budget = model.model, Budget(options.max_evaluations)
+    budget.take(1, "gradient")
     with preserved(native):
         loss, gradients = native.value_and_grad(native.parameters())
     with preserved(native):
         source = choose(native, loss, gradients, budget, seed=options.seed)
-        single = source.dtype != "float64" or (
-            source.reference is not None and rounds_inside(source, budget, options.seed)
-        )
+        single = _is_single(source, budget, options.seed)
     exact = model.correspondence.apply(model.first)
     values = {n: exact[n].astype(p.dtype) for n, p in source.model.parameters().items()}
     eps = float(np.finfo(np.float32 if single else np.float64).eps)
 
     def at(point: NamedArrays) -> tuple[float, dict[str, Array]]:
+        budget.take(1, "gradient")
         with preserved(native), np.errstate(all="ignore"):
             loss, gradients = source.model.value_and_grad(point)
         return float(loss), back(model.correspondence, gradients)
@@ -150,7 +153,17 @@ def computed(model: Handed, options: AuditOptions) -> Computed:
         loss_noise=max(abs(loss - own_loss) for loss, _ in moved),
         noise={n: max(global_norm({n: there[n] - g}) for _, there in moved) for n, g in own.items()},
         compared={n: 1.0 - left.get(n, np.zeros(p.shape)) for n, p in model.first.items()},
+        budget=budget,
     )
+
+
+def _is_single(source: Source, budget: Budget, seed: int) -> bool:
+    """Whether it computes in float32, at least inside; also where the budget is too small to find out."""
+    if source.dtype != "float64":
+        return True
+    with suppress(Stop):
+        return source.reference is not None and rounds_inside(source, budget, seed)
+    return True
 
 
 def _shaken(values: NamedArrays, eps: float, seed: int) -> dict[str, Array]:

@@ -10,8 +10,7 @@ import numpy as np
 from gradaudit.conventions import gate_names
 from gradaudit.mapping import Correspondence, corresponding
 from gradaudit.measure.state import preserved
-from gradaudit.numeric.budget import Budget, Stop
-from gradaudit.options import AuditOptions
+from gradaudit.numeric.budget import Stop
 from gradaudit.ports.computed import Computed, Gap, Handed, back
 from gradaudit.rearrangements import Blocks, Rearrangement, rearrangements
 
@@ -21,9 +20,7 @@ __all__ = ["explained"]
 _MOST = 2000
 
 
-def explained(
-    name: str, first: Computed, port: Computed, *, derivative: bool, options: AuditOptions
-) -> tuple[str, str]:
+def explained(name: str, first: Computed, port: Computed, *, derivative: bool) -> tuple[str, str]:
     """What would make the port agree with the first model, and how sure that is.
 
     Args:
@@ -31,14 +28,13 @@ def explained(
         first: the first model.
         port: the port.
         derivative: both gradients are the derivatives of their losses, so that they too must agree.
-        options: max_evaluations limits the arrangements that are tried.
     """
     factor = _factor(first, port) if derivative else None
     if factor is not None:
         return f"Its loss and its gradient are those times {factor:.6g}: a sum for a mean, a weight.", "proven"
     if derivative and first.loss != port.loss and Gap(first, replace(port, loss=first.loss)).agrees:
         return f"The gradients agree: its loss has {port.loss - first.loss:.6g} more, a constant.", "proven"
-    fitting, n_tried = _fitting(first, port, gradients=derivative, options=options)
+    fitting, n_tried = _fitting(first, port, gradients=derivative)
     if fitting is None:
         return f"None of {n_tried} other arrangements of its parameters makes them agree.", "unexplained"
     agreed = "losses and gradients agree" if derivative else "losses agree"
@@ -55,15 +51,13 @@ def _factor(first: Computed, port: Computed) -> float | None:
     return factor if Gap(first, replace(port, loss=first.loss, gradients=scaled)).agrees else None
 
 
-def _fitting(
-    first: Computed, port: Computed, *, gradients: bool, options: AuditOptions
-) -> tuple[Rearrangement | None, int]:
+def _fitting(first: Computed, port: Computed, *, gradients: bool) -> tuple[Rearrangement | None, int]:
     """The first rearrangement of the port's parameters with which it agrees, and how many were tried."""
     shapes = {n: p.shape for n, p in port.values.items()}
-    budget, n_tried = Budget(options.max_evaluations), 0
+    n_tried = 0
     for candidate in itertools.islice(rearrangements(shapes), _MOST):
         try:
-            budget.take(1, "port")
+            port.budget.take(1, "port")
         except Stop:
             break
         n_tried += 1
@@ -81,6 +75,7 @@ def _fits(candidate: Rearrangement, first: Computed, port: Computed, *, gradient
         return False
     if not gradients:
         return True
+    port.budget.take(1, "gradient")
     with preserved(native):
         _, found = port.source.value_and_grad(values)
     moved = corresponding(candidate.apply, port.values, port.values, name="port").adjoint(found)

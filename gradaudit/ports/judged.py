@@ -41,6 +41,8 @@ def compared(models: Mapping[str, Handed], parts: Mapping[str, AuditReport], opt
         gradient_difference=0.0,
         verdict=verdict,
         sentence=sentence,
+        evaluations=first.budget.evaluations,
+        gradients=first.budget.spent["gradient"],
     )
     return (itself, *ports)
 
@@ -70,7 +72,7 @@ def _port(
     else:
         right = all(part.verdict is Verdict.AGREE for part in audits)
         verdict, sentence = Verdict.DISAGREE, _difference(reference, tested, gap, derivative=right)
-        evidence, confidence = explained(name, first, port, derivative=not excuse, options=options)
+        evidence, confidence = explained(name, first, port, derivative=not excuse)
     return Port(
         name=name,
         loss=port.loss,
@@ -80,6 +82,8 @@ def _port(
         sentence=sentence,
         evidence=evidence,
         confidence=confidence,
+        evaluations=port.budget.evaluations,
+        gradients=port.budget.spent["gradient"],
     )
 
 

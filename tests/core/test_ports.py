@@ -118,6 +118,7 @@ def test_a_difference_that_no_arrangement_explains():
     assert found.evidence == "None of 177 other arrangements of its parameters makes them agree."
     few = ports(model, port, max_evaluations=100).ports[1]
     assert few.evidence.startswith("None of 100 other")
+    assert few.evaluations == 100
 
 
 def test_equal_losses_with_other_gradients_are_another_function():
@@ -244,6 +245,15 @@ def test_what_the_port_has_no_place_for_must_be_zero():
         ports(gated(), gated(bias=False))
     zero = gated().at(dict(gated().parameters()) | {"cell.b": np.zeros(12)})
     assert ports(zero, gated(bias=False)).verdict is Verdict.AGREE
+
+
+def test_what_a_comparison_costs():
+    report = ports(gated(), gated())
+    assert [(p.evaluations, p.gradients) for p in report.ports] == [(0, 4)] * 2
+    assert report.evaluations == sum(p.evaluations for p in report.parts)
+    first = ports(gated(), gated("ifog")).ports[1]  # the first order that is tried fits
+    assert (first.evaluations, first.gradients) == (1, 5)
+    assert ports(gated(), gated(dtype="float32"), max_evaluations=5).ports[1].verdict is Verdict.AGREE
 
 
 def test_three_methods_are_enough():
