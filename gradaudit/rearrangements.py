@@ -93,7 +93,9 @@ def _blocks_of_layers(shapes: Shapes) -> Iterator[Rearrangement]:
 def _blocks_of_tensors(shapes: Shapes) -> Iterator[Rearrangement]:
     for name, shape in shapes.items():
         for axis, length in enumerate(shape):
-            yield from (_reordered(Blocks(order, {name: axis})) for order in _orders(length))
+            # blocks of one entry are no gates
+            orders = (order for order in _orders(length) if len(order) < length)
+            yield from (_reordered(Blocks(order, {name: axis})) for order in orders)
 
 
 def _reordered(blocks: Blocks) -> Rearrangement:
@@ -169,14 +171,14 @@ def _flipped(shapes: Shapes) -> Iterator[Rearrangement]:
 
 def _interleaved(shapes: Shapes) -> Iterator[Rearrangement]:
     """An axis that runs over two indices, in the other order: channels and pixels, heads and their dimensions."""
-    lengths = sorted({length for shape in shapes.values() for length in shape} | set(_N_BLOCKS))
+    known = {length for shape in shapes.values() for length in shape} | set(_N_BLOCKS)
     for name, shape in shapes.items():
         for axis, length in enumerate(shape):
-            for outer in lengths:
-                if 1 < outer < length and length % outer == 0:
-                    inner = length // outer
-                    words = f"axis {axis} of {{}} read as {inner} x {outer} instead of {outer} x {inner}"
-                    yield _of_one(name, words, partial(_exchanged, axis=axis, outer=outer))
+            one = {n for n in known if 1 < n < length and length % n == 0}
+            for outer in sorted(one | {length // n for n in one}):
+                inner = length // outer
+                words = f"axis {axis} of {{}} read as {inner} x {outer} instead of {outer} x {inner}"
+                yield _of_one(name, words, partial(_exchanged, axis=axis, outer=outer))
 
 
 def _exchanged(a: Array, axis: int, outer: int) -> Array:

@@ -309,6 +309,69 @@ def test_one_classifier_in_three_frameworks():
     assert all(p.grad is None for p in models["torch"].target.parameters())
 
 
+def kept(models):
+    """All that must be as before: parameters, generators, settings."""
+    net, port = models["torch"].target, models["keras"].target
+    return [
+        [p.detach().numpy().copy() for p in net.parameters()],
+        [v.numpy() for v in port.variables],
+        [np.array(a) for a in jax.tree.leaves(models["jax"].at)],
+        [torch.get_rng_state().numpy(), np.random.get_state()[1], tf.random.get_global_generator().state.numpy()],
+        [np.array([jax.config.jax_enable_x64, torch.is_grad_enabled(), net.training])],
+    ]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_nothing_changes(interrupted):
+    models, mapping = classifiers("ifog")
+    before = kept(models)
+    if interrupted:
+        right, calls = models["keras"].loss, iter(range(9))
+
+        def loss(port):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return right(port)
+
+        models["keras"] = Target(models["keras"].target, loss=loss)
+        with pytest.raises(KeyboardInterrupt):
+            gradaudit.audit_all(models, mapping=mapping)
+    else:
+        gradaudit.audit_all(models, mapping=mapping)
+    for was, now in zip(before, kept(models), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(was, now, strict=True))
+    assert all(p.grad is None for p in models["torch"].target.parameters())
+    assert {layer.compute_dtype for layer in models["keras"].target._flatten_layers()} == {"float32"}
+
+
+def test_a_flattened_image_in_another_order():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4 * 5 * 4, 2)
+
+        def forward(self, x):
+            return self.out(self.conv(x).tanh().flatten(1))
+
+    images = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
+    first = Target(Net(), loss=lambda net: net(images).sin().sum())
+    layers = keras.layers
+    port = keras.Sequential(
+        [layers.Input(IMAGES.shape[1:]), layers.Conv2D(4, 3, activation="tanh", name="conv")], name="net"
+    )
+    port.add(layers.Flatten())
+    port.add(layers.Dense(2, name="out"))
+    target = Target(port, loss=lambda net: tf.reduce_sum(tf.sin(net(IMAGES))))
+    mapping = conventions.conv(torch="conv", keras="net/conv") | conventions.dense(torch="out", keras="net/out")
+    found = audited(first, target, mapping).ports[1]
+    assert (found.verdict, found.confidence) == (Verdict.DISAGREE, "proven")
+    assert found.evidence.startswith(
+        "With axis 0 of net/out/kernel read as 20 x 4 instead of 4 x 20, losses and gradients"
+    )
+    right = lambda p: p["out.weight"].reshape(2, 4, 5, 4).transpose(2, 3, 1, 0).reshape(-1, 2)  # noqa: E731
+    same(first, target, mapping | {"net/out/kernel": right})
+
+
 def test_gates_that_a_port_reads_in_another_order():
     models, mapping = classifiers("ifog")
     mapping["keras"]["net/lstm/lstm_cell/recurrent_kernel"] = lambda p: np.roll(p["lstm.weight_hh_l0"], H, axis=0).T
