@@ -340,6 +340,24 @@ class TestJax:
         right(net, loss=lambda net: jnp.mean(net(ROWS) ** 2))
         assert np.array_equal(before, net.norm.mean)
 
+    @pytest.mark.parametrize("jitted", [False, True])
+    def test_labels_of_numpy(self, jitted):
+        """JAX 0.10 keeps what it has made of a NumPy array, and with 64-bit defaults takes it for another dtype."""
+        import jax
+        from jax import numpy as jnp
+
+        labels = CLASSES.astype("int64")
+
+        def entropy(p):
+            h = jnp.tanh(ROWS @ p["w"])
+            return -jnp.mean(jax.nn.log_softmax(h @ p["v"])[jnp.arange(8), labels])
+
+        at = {"w": jnp.ones((4, 5)) * jnp.arange(5), "v": jnp.ones((5, 3)) * jnp.arange(3.0)}
+        loss = jax.jit(entropy) if jitted else entropy
+        right(loss, at)
+        assert jax.jit(lambda p: 2 * loss(p))(at).dtype == jnp.float32
+        assert not jax.config.jax_enable_x64
+
     def test_haiku(self):
         import haiku as hk
         import jax
