@@ -79,14 +79,8 @@ class TestNumpy:
 
         x, at = ROWS.astype(dtype), {"a": np.linspace(-1, 1, 20, dtype=dtype).reshape(4, 5), "b": np.ones(5, dtype)}
         loss = lambda p: anp.mean(anp.dot(anp.tanh(anp.dot(x, p["a"])), p["b"]) ** 2)  # noqa: E731
-        report = gradaudit.audit(loss, at, gradient=autograd.grad(loss))
-        assert report.verdict is Verdict.AGREE, str(report)
-        right(
-            loss,
-            {n: p.astype("float64") for n, p in at.items()},
-            gradient=autograd.grad(loss),
-            source="the float64 loss itself",
-        )
+        source = "a float64 twin" if dtype == "float32" else "the float64 loss itself"
+        right(loss, at, gradient=autograd.grad(loss), source=source)
         both = autograd.value_and_grad(loss)
         twice = lambda p: (both(p)[0], {n: 2 * g for n, g in both(p)[1].items()})  # noqa: E731
         assert [f.code for f in gradaudit.audit(twice, at, gradient=True).findings] == ["GA301"]
@@ -96,6 +90,15 @@ class TestNumpy:
         loss = lambda p: (np.sin(p["a"]) * p["b"]).sum()  # noqa: E731
         gradient = lambda p: {"a": np.cos(p["a"]) * p["b"], "b": np.sin(p["a"])}  # noqa: E731
         right(loss, at, gradient=gradient, source="the float64 loss itself")
+
+    @pytest.mark.parametrize("cast", ["loss", "gradient"])
+    def test_a_float32_pair_that_is_float32_inside(self, cast):
+        narrow = {
+            name: (lambda x: x.astype("float32")) if name == cast else lambda x: x for name in ("loss", "gradient")
+        }
+        loss = lambda x: self.rosenbrock(narrow["loss"](x))  # noqa: E731
+        gradient = lambda x: self.rosenbrock_gradient(narrow["gradient"](x))  # noqa: E731
+        right(loss, np.float32([1.3, 0.7, 0.8]), gradient=gradient, source="the float32 loss itself")
 
     def test_a_gradient_of_another_form(self):
         with pytest.raises(ModelContractError, match="the gradient is a list"):
