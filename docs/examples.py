@@ -30,7 +30,9 @@ DOCS = Path(__file__).resolve().parent
 PAGES = DOCS.parent / "gradaudit" / "diagnose" / "pages"
 FRAMEWORKS = ("torch", "jax", "tensorflow")
 _BLOCK = re.compile(r"^```(python|console)\n(.*?)^```\n(?:\n?```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-_VOLATILE = re.compile(r"\d+\.\d+ s\b|(?<=numpy )\d[\w.+]*|(?<=torch )\d[\w.+]*")
+_VOLATILE = re.compile(
+    r"\d+\.\d+ s\b|(?<=numpy )\d[\w.+]*|(?<=torch )\d[\w.+]*|(?<=jax )\d[\w.+]*|(?<=tensorflow )\d[\w.+]*"
+)
 
 
 @dataclass(frozen=True, slots=True)

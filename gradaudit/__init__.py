@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradaudit.api import assert_gradients_agree, audit, audit_all, audit_operator
+    from gradaudit.api import Target, assert_gradients_agree, audit, audit_all, audit_operator
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
     from gradaudit.options import AuditOptions
@@ -25,6 +25,7 @@ __all__ = [
     "GradientMismatchError",
     "Model",
     "RecurrentSpec",
+    "Target",
     "Truncation",
     "Verdict",
     "assert_gradients_agree",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("assert_gradients_agree", "audit", "audit_all", "audit_operator"),
+    "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator"),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
     "options": ("AuditOptions",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,8 +11,11 @@ from gradaudit.arrays import Gradients, global_norm
 from gradaudit.auditor import Progress, audit_each
 from gradaudit.compare import worst
 from gradaudit.errors import OptionError
+from gradaudit.mapping import PortMapping, corresponding
 from gradaudit.measure.state import preserved
 from gradaudit.options import AuditOptions
+from gradaudit.ports.computed import Handed, handed
+from gradaudit.ports.judged import compared
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport, Port
 
@@ -19,28 +23,60 @@ __all__ = ["audit_all", "ports"]
 
 
 def audit_all(
-    models: Mapping[str, Model], options: AuditOptions, *, target: str, progress: Progress | None = None
+    models: Mapping[str, Model],
+    options: AuditOptions,
+    *,
+    target: str,
+    mapping: Mapping[str, PortMapping] | None = None,
+    progress: Progress | None = None,
 ) -> AuditReport:
     """Audit each model with the same directions and compare them with the first.
 
+    Args:
+        models: by name.
+        options: for every one of them.
+        target: how the report names them all.
+        mapping: how each port's parameters are made of the first model's: then all are audited at these, and must be
+            the same function. None: each has parameters of its own.
+        progress: called with the number of forward passes so far.
+
     Raises:
-        OptionError: no models.
+        OptionError: no models, or a mapping that does not fit.
     """
     if not models:
         msg = "there are no models to audit"
         raise OptionError(msg, where="audit_all()", hint='audit_all({"torch": a, "jax": b})')
-    parts = audit_each(models, options, progress=progress)
+    started = time.perf_counter()
+    handed = None if mapping is None else _handed(models, mapping)
+    audited = models if handed is None else {name: port.model for name, port in handed.items()}
+    parts = audit_each(audited, options, progress=progress)
+    own = dict(zip(models, parts, strict=True))
+    found = ports(models) if handed is None else compared(handed, own, options)
     return AuditReport(
-        verdict=worst(part.verdict for part in parts),
+        verdict=worst([*(part.verdict for part in parts), *(port.verdict for port in found if port.verdict)]),
         target=target,
         parts=parts,
-        ports=ports(models),
-        evaluations=sum(part.evaluations for part in parts),
-        gradients=sum(part.gradients for part in parts),
-        seconds=sum(part.seconds for part in parts),
+        ports=found,
+        evaluations=sum(part.evaluations for part in parts) + sum(port.evaluations for port in found),
+        gradients=sum(part.gradients for part in parts) + sum(port.gradients for port in found),
+        seconds=time.perf_counter() - started,
         options=options,
         complete=all(part.complete for part in parts),
     )
+
+
+def _handed(models: Mapping[str, Model], mapping: Mapping[str, PortMapping]) -> dict[str, Handed]:
+    first_name = next(iter(models))
+    unknown = [name for name in mapping if name not in models or name == first_name]
+    if unknown:
+        msg = f"there is no port {', '.join(map(repr, unknown))} of {first_name!r}"
+        raise OptionError(msg, where="mapping", hint=f"one of {', '.join(n for n in models if n != first_name)}")
+    first = models[first_name].parameters()
+    found = {}
+    for name, model in models.items():
+        of = corresponding(mapping.get(name), first, model.parameters(), name=name)
+        found[name] = handed(name, model, of, first)
+    return found
 
 
 def ports(models: Mapping[str, Model]) -> tuple[Port, ...]:

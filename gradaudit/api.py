@@ -1,8 +1,9 @@
-"""The public calls: `audit`, `audit_all`, `audit_operator`, `assert_gradients_agree`."""
+"""The public calls: `audit`, `audit_all` of what a `Target` holds, `audit_operator`, `assert_gradients_agree`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from typing_extensions import Unpack
@@ -11,11 +12,38 @@ from gradaudit import across, auditor, operators
 from gradaudit.backends import registry
 from gradaudit.compare import Verdict
 from gradaudit.errors import GradientMismatchError
+from gradaudit.mapping import PortMapping
 from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport
 
-__all__ = ["assert_gradients_agree", "audit", "audit_all", "audit_operator"]
+__all__ = ["Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What `audit` takes, for `audit_all`: see there.
+
+    Attributes:
+        target: a module or model; a function of what ``at`` holds; or anything with the three methods.
+        at: the base point of a function.
+        loss: target -> one number.
+        gradient: of a NumPy function.
+    """
+
+    target: Any
+    at: Any = None
+    _: KW_ONLY
+    loss: Callable[..., Any] | None = None
+    gradient: Callable[..., Any] | bool | None = None
+
+    def model(self) -> Model:
+        """As a model.
+
+        Raises:
+            AmbiguousBackendError: no framework, or more than one, recognises the target.
+        """
+        return registry.model_of(self.target, self.at, loss=self.loss, gradient=self.gradient)
 
 
 def audit(
@@ -54,20 +82,35 @@ def audit(
 
 
 def audit_all(
-    models: Mapping[str, Model],
+    models: Mapping[str, Model | Target],
     *,
+    mapping: Mapping[str, PortMapping] | None = None,
     name: str = "all models",
     progress: Callable[[int], None] | None = None,
     **options: Unpack[Options],
 ) -> AuditReport:
     """Audit the same model in several frameworks: one table, and one report each in ``parts``.
 
-    The options are those of `audit`, for every model; the same directions are probed everywhere.
+    Args:
+        models: by name: a `Target`, which is what `audit` takes, or a model with ``parameters()``, ``loss(p)`` and
+            ``value_and_grad(p)``.
+        mapping: for ports of the first model, how their parameters are made of the first one's: port -> {its parameter:
+            recipe}, or port -> a function that makes them all. A recipe is the name of a parameter of the first model,
+            the name with ``.T``, or a function ``p -> array`` that rearranges, scales and adds (`gradaudit.conventions`
+            has those of common layers). What has the same name needs none. The first model's parameters are then
+            handed to all ports, and one that is another function than the first is a DISAGREE, also where each
+            gradient is the derivative of its own loss. None: each model keeps parameters of its own.
+        name: of all together in the report.
+        progress: called with the number of forward passes so far.
+        **options: those of `audit`, for every model; the same directions are probed everywhere.
 
     Raises:
-        OptionError: no models, an unknown option, or one out of its range.
+        OptionError: no models, a mapping that does not fit, an unknown option, or one out of its range.
+        AmbiguousBackendError: no framework, or more than one, recognises a target.
     """
-    return across.audit_all(models, options_of(options), target=name, progress=progress)
+    chosen = options_of(options)
+    adapted = {key: model.model() if isinstance(model, Target) else model for key, model in models.items()}
+    return across.audit_all(adapted, chosen, target=name, mapping=mapping, progress=progress)
 
 
 def audit_operator(

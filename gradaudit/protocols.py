@@ -23,6 +23,7 @@ __all__ = [
     "Network",
     "Operator",
     "SupportsAlong",
+    "SupportsAt",
     "SupportsComplexStep",
     "SupportsCuts",
     "SupportsEnvironment",
@@ -63,6 +64,14 @@ class SupportsAlong(Protocol):
 
     def along(self, points: Sequence[Point]) -> Array:
         """The losses at K points, (K,), in the loss's dtype."""
+
+
+@runtime_checkable
+class SupportsAt(Protocol):
+    """The same loss can be audited at other parameters, whatever its own are."""
+
+    def at(self, parameters: NamedArrays) -> Model:
+        """The same loss with these as its base point."""
 
 
 @runtime_checkable

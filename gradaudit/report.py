@@ -127,12 +127,24 @@ class Port:
         loss: at the base point.
         loss_difference: relative, against the first model.
         gradient_difference: norm of the difference of the analytic gradients, relative; NaN where names differ.
+        verdict: whether it is the same function as the first; None where each came with parameters of its own.
+        sentence: how it differs, with the sizes.
+        evidence: what would make it agree, found by experiment.
+        confidence: of that: ``proven`` (losses and gradients then agree), ``consistent`` (losses do), ``unexplained``.
+        evaluations: forward passes for the comparison.
+        gradients: gradient evaluations for it.
     """
 
     name: str
     loss: float
     loss_difference: float
     gradient_difference: float
+    verdict: Verdict | None = None
+    sentence: str = ""
+    evidence: str = ""
+    confidence: str = ""
+    evaluations: int = 0
+    gradients: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,10 @@ import linecache
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["CustomRule", "Cut", "Origin", "definition"]
+__all__ = ["CustomRule", "Cut", "Origin", "definition", "folders"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,3 +129,9 @@ def definition(path: str, first: int) -> int:
 
 #: Lines that decorators may take.
 _DECORATORS = 50
+
+
+def folders(*packages: str) -> tuple[str, ...]:
+    """Where the code of these packages lies, with a slash at the end; nothing of those that are not installed."""
+    specs = [find_spec(package) for package in packages]
+    return tuple(str(Path(spec.origin).parent) + "/" for spec in specs if spec is not None and spec.origin)

@@ -103,16 +103,25 @@ def _shorten(name: str, width: int = 24) -> str:
 
 def ports_table(ports: Sequence[Port]) -> list[str]:
     """Losses and gradients of several models against the first."""
-    rows = [["model", "loss", "loss differs by", "gradient differs by"]]
+    judged = any(port.verdict for port in ports)
+    rows = [["model", "loss", "loss differs by", "gradient differs by", *(["the same function"] if judged else [])]]
     for port in ports:
         differences = number(port.loss_difference), number(port.gradient_difference)
-        rows.append([_shorten(port.name), f"{port.loss:.9g}", *differences])
-    return table(rows, right=(1, 2, 3))
+        verdict = [str(port.verdict)] if judged else []
+        rows.append([_shorten(port.name), f"{port.loss:.9g}", *differences, *verdict])
+    lines = table(rows, right=(1, 2, 3))
+    for port in ports:
+        if port.sentence:
+            head = f"  {port.name}"
+            lines += ["", f"{head}{port.confidence:>{_WIDTH - len(head)}}".rstrip()]
+            for part in filter(None, (port.sentence, port.evidence)):
+                lines += textwrap.wrap(part, _WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9)
+    return lines
 
 
 def _across(report: AuditReport) -> str:
-    verdicts = [["model", "verdict", "evaluations", "seconds"]]
-    verdicts += [[_shorten(p.target), str(p.verdict), str(p.evaluations), f"{p.seconds:.2f}"] for p in report.parts]
+    verdicts = [["model", "verdict", "evaluations", "time"]]
+    verdicts += [[_shorten(p.target), str(p.verdict), str(p.evaluations), f"{p.seconds:.2f} s"] for p in report.parts]
     lines = [f"{report.verdict}   {report.target}", "", *table(verdicts, right=(2, 3))]
     if report.ports:
         lines += ["", *ports_table(report.ports)]

@@ -5,6 +5,10 @@ Without options, in float32. What is collected follows the backends that are tes
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -68,11 +72,33 @@ class TestNumpy:
         both = lambda x: (self.rosenbrock(x), self.rosenbrock_gradient(x))  # noqa: E731
         right(both, np.array([1.3, 0.7, 0.8]), gradient=True, source="the float64 loss itself")
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_a_gradient_by_autograd(self, dtype):
+        import autograd
+        from autograd import numpy as anp
+
+        x, at = ROWS.astype(dtype), {"a": np.linspace(-1, 1, 20, dtype=dtype).reshape(4, 5), "b": np.ones(5, dtype)}
+        loss = lambda p: anp.mean(anp.dot(anp.tanh(anp.dot(x, p["a"])), p["b"]) ** 2)  # noqa: E731
+        source = "a float64 twin" if dtype == "float32" else "the float64 loss itself"
+        right(loss, at, gradient=autograd.grad(loss), source=source)
+        both = autograd.value_and_grad(loss)
+        twice = lambda p: (both(p)[0], {n: 2 * g for n, g in both(p)[1].items()})  # noqa: E731
+        assert [f.code for f in gradaudit.audit(twice, at, gradient=True).findings] == ["GA301"]
+
     def test_named_arrays(self):
         at = {"a": np.float64([0.3, 0.7]), "b": [1, 2]}
         loss = lambda p: (np.sin(p["a"]) * p["b"]).sum()  # noqa: E731
         gradient = lambda p: {"a": np.cos(p["a"]) * p["b"], "b": np.sin(p["a"])}  # noqa: E731
         right(loss, at, gradient=gradient, source="the float64 loss itself")
+
+    @pytest.mark.parametrize("cast", ["loss", "gradient"])
+    def test_a_float32_pair_that_is_float32_inside(self, cast):
+        narrow = {
+            name: (lambda x: x.astype("float32")) if name == cast else lambda x: x for name in ("loss", "gradient")
+        }
+        loss = lambda x: self.rosenbrock(narrow["loss"](x))  # noqa: E731
+        gradient = lambda x: self.rosenbrock_gradient(narrow["gradient"](x))  # noqa: E731
+        right(loss, np.float32([1.3, 0.7, 0.8]), gradient=gradient, source="the float32 loss itself")
 
     def test_a_gradient_of_another_form(self):
         with pytest.raises(ModelContractError, match="the gradient is a list"):
@@ -153,6 +179,44 @@ class TestTorch:
         x = torch.from_numpy(ROWS)
         report = right(net, loss=lambda net: net(x).square().mean())
         assert {p.name for p in report.parameters} == {"2.weight", "2.bias"}
+
+    def test_parameters_of_two_dtypes(self, torch):
+        class Mixed(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner, self.outer = torch.nn.Linear(4, 5), torch.nn.Linear(5, 1).double()
+
+            def forward(self, x):
+                return self.outer(torch.tanh(self.inner(x)).double())
+
+        net, x = Mixed(), torch.from_numpy(ROWS)
+        report = gradaudit.audit(net, loss=lambda net: net(x).square().mean())
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert {p.dtype for p in net.parameters()} == {torch.float32, torch.float64}
+
+    def test_a_loss_that_casts_to_float32(self, torch):
+        net, x = torch.nn.Linear(4, 5), torch.from_numpy(ROWS)
+        softmax = torch.nn.functional.softmax
+        losses = [
+            lambda net: net(x).float().square().mean(),
+            lambda net: net(x).to(torch.float32).square().mean(),
+            lambda net: softmax(net(x), dim=-1, dtype=torch.float32)[:, 0].mean(),
+        ]
+        for loss in losses:
+            right(net, loss=loss)
+        # what is float64 of its own computes as it is written
+        inside = gradaudit.audit(net.double(), loss=lambda net: net(x.double()).float().square().mean().double())
+        assert "GA702" in [f.code for f in inside.findings], str(inside)
+
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_a_compiled_module(self, torch, inside):
+        net, x = (
+            torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)),
+            torch.from_numpy(ROWS),
+        )
+        compiled = torch.compile(net, backend="aot_eager")
+        right(net if inside else compiled, loss=lambda net: (compiled if inside else net)(x).square().mean())
+        torch.compiler.reset()
 
     def test_a_function_of_containers(self, torch):
         at = {"w": torch.randn(4, 3), "rest": [torch.randn(3), 7, torch.arange(3)]}
@@ -279,6 +343,38 @@ class TestJax:
         right(net, loss=lambda net: jnp.mean(net(ROWS) ** 2))
         assert np.array_equal(before, net.norm.mean)
 
+    @pytest.mark.parametrize("jitted", [False, True])
+    def test_labels_of_numpy(self, jitted):
+        """JAX 0.10 keeps what it has made of a NumPy array, and with 64-bit defaults takes it for another dtype."""
+        import jax
+        from jax import numpy as jnp
+
+        labels = CLASSES.astype("int64")
+
+        def entropy(p):
+            h = jnp.tanh(ROWS @ p["w"])
+            return -jnp.mean(jax.nn.log_softmax(h @ p["v"])[jnp.arange(8), labels])
+
+        at = {"w": jnp.ones((4, 5)) * jnp.arange(5), "v": jnp.ones((5, 3)) * jnp.arange(3.0)}
+        loss = jax.jit(entropy) if jitted else entropy
+        right(loss, at)
+        assert jax.jit(lambda p: 2 * loss(p))(at).dtype == jnp.float32
+        assert not jax.config.jax_enable_x64
+
+    def test_haiku(self):
+        import haiku as hk
+        import jax
+        from jax import numpy as jnp
+
+        def perceptron(x):
+            return hk.nets.MLP([8, 1])(x)
+
+        net = hk.without_apply_rng(hk.transform(perceptron))
+        report = right(lambda p: jnp.mean(net.apply(p, ROWS) ** 2), net.init(jax.random.key(0), ROWS))
+        assert {p.name for p in report.parameters} == {
+            f"mlp/~/linear_{i}.{name}" for i in range(2) for name in ("w", "b")
+        }
+
     def test_arrays_of_numpy_are_nobodys(self):
         with pytest.raises(AmbiguousBackendError):
             gradaudit.audit(self.rnn, {"W": np.ones((4, 5))})
@@ -347,6 +443,159 @@ class TestTensorflow:
         report = wrong(lambda p: saved.loss(*p), at, code="GA901")
         assert "Seen, and not shown to explain it: stop_gradient in a graph at" in report.findings[0].sentence
 
+    @staticmethod
+    def module():
+        import tensorflow as tf
+
+        class Dense(tf.Module):
+            def __init__(self, n, m):
+                super().__init__()
+                self.w, self.b = tf.Variable(tf.ones((n, m)) / n), tf.Variable(tf.zeros(m))
+                self.calls = tf.Variable(0.0, trainable=False)
+
+            @tf.function
+            def __call__(self, x):
+                self.calls.assign_add(1.0)
+                return tf.tanh(tf.cast(x, self.w.dtype) @ self.w + self.b)
+
+        class Net(tf.Module):
+            cut = False
+
+            def __init__(self):
+                super().__init__()
+                self.layers, self.out = [Dense(4, 5), Dense(5, 5)], {"head": Dense(5, 1)}
+
+            @tf.function
+            def __call__(self, x):
+                for layer in self.layers:
+                    x = layer(x)
+                if self.cut:
+                    x = x * tf.stop_gradient(tf.sigmoid(x))  # CUT
+                return self.out["head"](x)
+
+        return Net()
+
+    def test_a_module_of_tensorflow(self, tmp_path):
+        import tensorflow as tf
+
+        net = self.module()
+        net(ROWS)  # traced: its functions hold the variables
+        before = [v.numpy() for v in net.variables]
+        loss = lambda net: tf.reduce_mean((net(ROWS) - 1) ** 2)  # noqa: E731
+        report = right(net, loss=loss)
+        assert {"layers.0.w", "layers.1.b", "out.head.w"} < {p.name for p in report.parameters}
+        assert len(report.parameters) == 6
+        assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, net.variables, strict=True))
+        assert not tf.config.functions_run_eagerly()
+        tf.train.Checkpoint(net=net).write(str(tmp_path / "saved"))
+
+        def failing(net):
+            net(ROWS)
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            gradaudit.audit(net, loss=failing)
+        assert not tf.config.functions_run_eagerly()
+        assert all(isinstance(layer.w, tf.Variable) for layer in net.layers)
+        net.cut = True
+        (line,) = marked(type(net).__call__.python_function)
+        wrong(net, code="GA101", line=line, loss=loss)
+
+    def test_a_module_of_tensorflow_alone(self):
+        import tensorflow as tf
+
+        with pytest.raises(ModelContractError, match="a Net alone has no loss"):
+            gradaudit.audit(self.module())
+        with pytest.raises(ModelContractError, match="no variable of the Module is trainable"):
+            gradaudit.audit(tf.Module(), loss=lambda module: tf.constant(1.0))
+
+    @pytest.mark.parametrize("traced", [False, True])
+    def test_a_loss_with_a_tape_of_its_own(self, traced):
+        import tensorflow as tf
+
+        points = tf.constant(ROWS[:, :1])
+
+        def residual(v):
+            x = tf.cast(points, v[0].dtype)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                u = tf.tanh(x @ v[0]) @ v[1]
+            return tf.reduce_mean((tape.gradient(u, x) - 1) ** 2)
+
+        at = [tf.Variable(tf.linspace([0.5], [1.5], 5, axis=1)), tf.Variable(tf.ones((5, 1)))]
+        right(tf.function(residual) if traced else residual, at)
+
     def test_a_model_that_was_not_built(self, keras):
         with pytest.raises(ModelContractError, match=r"no variable of the Dense is trainable \(was it built\?\)"):
             gradaudit.audit(keras.layers.Dense(2), loss=lambda net: keras.ops.sum(net(ROWS)))
+
+
+KERAS = """
+import keras
+import numpy as np
+import gradaudit
+
+keras.utils.set_random_seed(0)
+layers, rng = keras.layers, np.random.default_rng(0)
+x, images = rng.standard_normal((8, 6, 4)).astype("float32"), rng.standard_normal((6, 8, 8, 3)).astype("float32")
+y = (np.arange(8) % 3).astype("int32")
+entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+class Gate(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        a = keras.ops.tanh(self.dense(x))
+        return a * keras.ops.stop_gradient(keras.ops.sigmoid(a))  # CUT
+
+
+recurrent = keras.Sequential([layers.Input((6, 4)), layers.LSTM(5), layers.Dense(3)])
+conv = keras.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()])
+conv.add(layers.Dropout(0.1))
+gate = keras.Sequential([layers.Input((4,)), Gate()])
+losses = {
+    "recurrent": (recurrent, lambda net: entropy(y, net(x))),
+    "conv": (conv, lambda net: keras.ops.mean(keras.ops.sin(net(images, training=True)))),
+    "gate": (gate, lambda net: keras.ops.mean(net(x[:, 0]) ** 2)),
+}
+for name, (net, loss) in losses.items():
+    before = [keras.ops.convert_to_numpy(v.value).copy() for v in net.variables]
+    report = gradaudit.audit(net, loss=loss)
+    after = [keras.ops.convert_to_numpy(v.value) for v in net.variables]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)), name
+    assert {p.name for p in report.parameters} == {v.path for v in net.trainable_variables}
+    assert {layer.compute_dtype for layer in net._flatten_layers()} == {"float32"}
+    computing = keras.config.backend()
+    assert keras.backend.result_type("float64", "float32") == ("float64" if computing == "tensorflow" else "float32")
+    assert report.environment["backend"] == computing
+    print(name, computing, report.verdict, report.source, *(f.title for f in report.findings), sep="; ")
+try:
+    gradaudit.audit(gate)
+except gradaudit.errors.ModelContractError as error:
+    print(error)
+"""
+
+
+COMPUTING = [name for name in ("torch", "jax", "tensorflow") if name in TESTED]
+
+
+class TestKeras:
+    __test__ = bool(COMPUTING)
+
+    @pytest.mark.parametrize("computing", COMPUTING)
+    def test_each_of_its_backends(self, tmp_path, computing):
+        """Keras chooses its backend when it is imported: a process for each."""
+        (tmp_path / "program.py").write_text(KERAS)
+        environment = {**os.environ, "KERAS_BACKEND": computing, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, "program.py"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        recurrent, conv, gate, alone, *_ = done.stdout.splitlines()
+        assert recurrent == f"recurrent; {computing}; AGREE; a float64 twin"
+        assert conv.startswith(f"conv; {computing}; AGREE; ")
+        line = 1 + next(i for i, text in enumerate(KERAS.splitlines()) if "# CUT" in text)
+        assert gate.startswith(f"gate; {computing}; DISAGREE; a float64 twin; cut at program.py:{line}")
+        assert alone.startswith("a Sequential alone has no loss")

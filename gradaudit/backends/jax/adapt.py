@@ -12,6 +12,7 @@ import numpy as np
 
 from gradaudit.backends.jax.model import JaxModel
 from gradaudit.backends.jax.trees import path_of
+from gradaudit.backends.keras import keras_function, keras_of
 
 __all__ = ["adapted"]
 
@@ -23,8 +24,15 @@ def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> JaxMode
     """A function of the pytree ``at``, or the pytree ``target`` with a loss of it; None: neither holds JAX's arrays.
 
     Leaves that are no floating-point arrays stay what they are. A Flax NNX module is split into its parameters and
-    the rest, which starts anew at every evaluation.
+    the rest, which starts anew at every evaluation. A Keras model on JAX is one of its trainable variables.
+
+    Raises:
+        ModelContractError: a Keras model without a loss, or without a variable that is trained.
     """
+    keras = keras_of(target, "jax")
+    if keras is not None and at is None:
+        of_paths, variables = keras_function(keras, target, loss)
+        return JaxModel(of_paths, {path: np.asarray(variable.value) for path, variable in variables.items()})
     if loss is not None:
         found = _nnx(target, loss) if at is None else None
         function, tree = found if found is not None else (loss, target)
@@ -62,6 +70,9 @@ def _nnx(module: Any, loss: Callable[..., Any]) -> tuple[Callable[..., Any], Any
         dtype = next(leaf.dtype for leaf in jax.tree.leaves(p) if _is_real(leaf))
         # statistics are updated with what is computed from the parameters, and must hold its dtype
         state = jax.tree.map(lambda a: a.astype(dtype) if _is_real(a) else a, rest)
-        return loss(nnx.merge(graph, p, state, copy=True))
+        given = jax.tree.unflatten(structure, jax.tree.leaves(p))
+        return loss(nnx.merge(graph, given, state, copy=True))
 
-    return of_parameters, parameters
+    structure = jax.tree.structure(parameters)
+    # plain dicts have the names that one would write, without ".value"
+    return of_parameters, nnx.to_pure_dict(parameters)

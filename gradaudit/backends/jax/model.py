@@ -14,7 +14,7 @@ import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
 from gradaudit.backends.jax import cuts, origin, replay, rules
-from gradaudit.backends.jax.state import precision, preserved
+from gradaudit.backends.jax.state import EXPLICIT, precision, preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
 from gradaudit.sites import CustomRule, Cut, Origin
@@ -130,6 +130,7 @@ class JaxModel:
         with precision(self._parameters):
             self._arguments = jax.tree.map(jnp.asarray, tuple(arguments))
         self._jit = self._batches = jit
+        self._defaults = True
         self._working_bytes = working_bytes
         self._n_threads = n_threads
 
@@ -165,8 +166,8 @@ class JaxModel:
 
     def evaluate(self, program: Callable[..., Any], *named: NamedArrays) -> Any:
         """What a program makes of named arrays and the model's arguments, in the model's precision; NumPy arrays."""
-        with precision(self._parameters):
-            arrays = [{name: jnp.asarray(a) for name, a in arrays.items()} for arrays in named]
+        with self._precision():
+            arrays = [{name: jnp.asarray(a, a.dtype) for name, a in arrays.items()} for arrays in named]
             return jax.tree.map(np.asarray, program(*arrays, *self._arguments))
 
     @property
@@ -207,12 +208,29 @@ class JaxModel:
         losses: Array = self.evaluate(self._programs.batched, stack(self._parameters, padded))
         return losses[: len(points)]
 
+    def at(self, parameters: NamedArrays) -> JaxModel:
+        """The same function at another base point."""
+        return self._at(parameters, defaults=self._defaults)
+
+    def _at(self, parameters: NamedArrays, *, defaults: bool) -> JaxModel:
+        model = JaxModel(
+            self._programs, parameters, jit=self._jit, arguments=self._arguments, n_threads=self._n_threads
+        )
+        model._defaults = defaults
+        return model
+
     def twin(self) -> JaxModel | None:
         """The same function from the same numbers in float64; None: it is float64 already."""
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
         wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
-        return JaxModel(self._programs, wide, jit=self._jit, arguments=self._arguments, n_threads=self._n_threads)
+        twin = self.at(wide)
+        try:
+            twin.loss(wide)
+        except TypeError:
+            # with 64-bit defaults JAX (0.10) mistakes NumPy's 64-bit integers in a function that it ran without them
+            return self._at(wide, defaults=not EXPLICIT)
+        return twin
 
     def cuts(self) -> Sequence[Cut]:
         """Where the traced loss stops the gradient of what depends on the parameters.
@@ -220,18 +238,18 @@ class JaxModel:
         Raises:
             Exception: JAX's or the function's own, where it cannot be traced.
         """
-        with precision(self._parameters):
+        with self._precision():
             return cuts.listed(self._programs.function, self._named(), *self._arguments)
 
     def without(self, cuts_: Collection[Cut]) -> JaxModel | None:
         """The same loss, whose gradient flows through these cuts; None: one lies in what cannot be taken apart."""
-        with precision(self._parameters):
+        with self._precision():
             return self._like(replay.removed(self._programs.function, cuts_, self._named(), *self._arguments))
 
     def holding(self, cuts_: Collection[Cut]) -> JaxModel | None:
         """The loss whose cut values stay those of the base point; None: one lies in a loop of unknown length."""
         base = dict(self._parameters)
-        with precision(self._parameters):
+        with self._precision():
             return self._like(replay.held(self._programs.function, cuts_, base, *self._arguments))
 
     def rules(self) -> Sequence[CustomRule]:
@@ -240,17 +258,17 @@ class JaxModel:
         Raises:
             Exception: JAX's or the function's own, where it cannot be traced.
         """
-        with precision(self._parameters):
+        with self._precision():
             return rules.listed(self._programs.function, self._named(), *self._arguments)
 
     def replacing(self, rules_: Collection[CustomRule]) -> JaxModel | None:
         """The same loss with the derivatives of their primals; None: one lies in what cannot be taken apart."""
-        with precision(self._parameters):
+        with self._precision():
             return self._like(rules.replaced(self._programs.function, rules_, self._named(), *self._arguments))
 
     def origin(self) -> Origin | None:
         """Where the gradient at the base point stops being finite; None: nowhere, or the loss cannot be traced."""
-        with precision(self._parameters):
+        with self._precision():
             try:
                 return origin.found(self._programs.function, self._named(), *self._arguments)
             except _NEEDS_VALUES:
@@ -259,10 +277,15 @@ class JaxModel:
     def _like(self, function: Callable[..., Any] | None) -> JaxModel | None:
         if function is None:
             return None
-        return JaxModel(function, self._parameters, jit=self._jit, arguments=self._arguments)
+        model = JaxModel(function, self._parameters, jit=self._jit, arguments=self._arguments)
+        model._defaults = self._defaults
+        return model
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return precision(self._parameters, defaults=self._defaults)
 
     def _named(self) -> dict[str, jax.Array]:
-        return {name: jnp.asarray(p) for name, p in self._parameters.items()}
+        return {name: jnp.asarray(p, p.dtype) for name, p in self._parameters.items()}
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave JAX's configuration as it was."""

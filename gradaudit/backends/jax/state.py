@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import config
 
 from gradaudit.arrays import NamedArrays
 
-__all__ = ["precision", "preserved"]
+__all__ = ["EXPLICIT", "precision", "preserved"]
+
+_EXPLICIT: Any = getattr(config, "explicit_x64_dtypes", None)
+#: Whether float64 can be had without 64-bit defaults: there is no public scope for that.
+EXPLICIT = _EXPLICIT is not None
 
 
 @contextmanager
@@ -29,12 +35,17 @@ def preserved() -> Iterator[None]:
                 jax.config.update(name, value)
 
 
-def precision(parameters: NamedArrays) -> AbstractContextManager[None]:
+def precision(parameters: NamedArrays, *, defaults: bool = True) -> AbstractContextManager[None]:
     """The scope in which these parameters keep their dtypes.
 
     With float64 among them 64-bit types are enabled, in this thread and until the scope ends; otherwise whatever the
     user has chosen stays, for the function may rely on it.
+
+    Args:
+        parameters: by name.
+        defaults: what has no dtype of its own, as ``jnp.zeros(3)``, becomes 64-bit, too.
     """
-    wide = any(array.dtype == np.float64 for array in parameters.values())
-    scope: AbstractContextManager[None] = jax.enable_x64(True) if wide else nullcontext()  # noqa: FBT003  # its only form
+    if not any(array.dtype == np.float64 for array in parameters.values()):
+        return nullcontext()
+    scope: AbstractContextManager[None] = jax.enable_x64(True) if defaults else _EXPLICIT("allow")  # noqa: FBT003
     return scope

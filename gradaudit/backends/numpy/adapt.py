@@ -20,6 +20,9 @@ _ALONE = "x"
 def adapted(target: Any, at: Any, *, gradient: Callable[..., Any] | bool | None) -> NumpyModel | None:
     """A loss and its gradient as a model; None without a gradient.
 
+    Of float32 it offers a float64 twin: most NumPy code, and HIPS autograd, computes in the dtype that it is given. The
+    twin is used if its loss is a float64 number, and the same.
+
     Args:
         target: ``at`` -> the loss, or (loss, gradient) where ``gradient`` is True.
         at: an array, anything that NumPy makes one of, or a mapping of names to arrays.
@@ -46,13 +49,15 @@ def adapted(target: Any, at: Any, *, gradient: Callable[..., Any] | bool | None)
 
     if callable(gradient):
         of = gradient
-        return NumpyModel(lambda p: target(given(p)), parameters, gradient=lambda p: gradients(of(given(p))))
+        return NumpyModel(
+            lambda p: target(given(p)), parameters, gradient=lambda p: gradients(of(given(p))), any_dtype=True
+        )
 
     def value_and_grad(p: NamedArrays) -> tuple[Any, Gradients]:
         loss, found = target(given(p))
         return loss, gradients(found)
 
-    return NumpyModel(lambda p: target(given(p))[0], parameters, value_and_grad=value_and_grad)
+    return NumpyModel(lambda p: target(given(p))[0], parameters, value_and_grad=value_and_grad, any_dtype=True)
 
 
 def _real(array: Any) -> Array:

@@ -116,14 +116,21 @@ class NumpyModel:
         """The same functions of float64 parameters; None if they are float64 already, or it was not declared."""
         if not self._any_dtype or all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
+        return self.at({name: p.astype(np.float64) for name, p in self._parameters.items()})
+
+    def at(self, parameters: NamedArrays) -> NumpyModel:
+        """The same functions at another base point."""
+        before, now = (sum(p.nbytes for p in arrays.values()) for arrays in (self._parameters, parameters))
         return NumpyModel(
             self._loss,
-            {name: p.astype(np.float64) for name, p in self._parameters.items()},
+            parameters,
             gradient=self._gradient,
             value_and_grad=self._value_and_grad,
             batched=self._batched,
-            point_bytes=2 * self._point_bytes,
+            jvp=self._jvp,
+            point_bytes=self._point_bytes * now // before,
             analytic=self._analytic,
+            any_dtype=self._any_dtype,
         )
 
     def preserved(self) -> AbstractContextManager[None]:

@@ -1,9 +1,7 @@
-"""What TensorFlow users have: a function of tensors in containers, or a Keras model and a loss of it."""
+"""What TensorFlow users have: a function of tensors in containers, a Keras model or a `tf.Module` and a loss of it."""
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from gradaudit.backends.containers import flattened
+from gradaudit.backends.keras import keras_function, keras_of
 from gradaudit.backends.tensorflow.model import TensorflowModel
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model
@@ -19,14 +18,17 @@ __all__ = ["adapted"]
 
 
 def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> Model | None:
-    """A Keras model with a loss, or a function of the tensors or variables that ``at`` holds; None: neither.
+    """A Keras model or `tf.Module` with a loss, or a function of the tensors that ``at`` holds; None: neither.
 
     Raises:
         ModelContractError: a model without a loss, or without a variable that is trained.
     """
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(target, keras.Layer) and at is None:
-        return _of_keras(keras, target, loss) if keras.config.backend() == "tensorflow" else None
+    keras = keras_of(target, "tensorflow")
+    if keras is not None and at is None:
+        function, variables = keras_function(keras, target, loss)
+        return TensorflowModel(function, {path: variable.numpy() for path, variable in variables.items()})
+    if isinstance(target, tf.Module) and at is None:
+        return _of_module(target, loss)
     found = flattened(at, _is_trained) if callable(target) and loss is None else None
     if found is None:
         return None
@@ -34,71 +36,86 @@ def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> Model |
     return TensorflowModel(lambda p: target(rebuilt(p)), leaves)
 
 
-def _of_keras(keras: Any, model: Any, loss: Callable[..., Any] | None) -> TensorflowModel:
-    if loss is None:
-        msg = f"a {type(model).__name__} alone has no loss"
-        hint = "audit(model, loss=lambda model: tf.reduce_mean(keras.losses.mse(y, model(x))))"
-        raise ModelContractError(msg, where="audit()", hint=hint)
-    trained = list(model.trainable_variables)
-    if not trained:
-        msg = f"no variable of the {type(model).__name__} is trainable (was it built?)"
-        raise ModelContractError(msg, where="audit()", hint="call the model once on its input, set trainable=True")
-
-    def function(p: Mapping[str, Any]) -> Any:
-        # what the model writes to its other variables (statistics, seeds) stays in the scope
-        scope = keras.StatelessScope()
-        # given to the scope itself, values would be rounded to the variables' dtype
-        scope.state_mapping.update({id(variable): p[variable.path] for variable in trained})
-        wide = all(value.dtype == tf.float64 for value in p.values())
-        with _computing_in(keras, model, "float64" if wide else None), scope:
-            return loss(model)
-
-    return TensorflowModel(function, {variable.path: variable.numpy() for variable in trained})
-
-
-@contextmanager
-def _computing_in(keras: Any, model: Any, dtype: str | None) -> Iterator[None]:
-    """Let all layers, and losses in this thread, compute in a dtype meanwhile; None: as they are."""
-    layers = []
-    if dtype is not None:
-        # nothing public finds the layers inside layers
-        layers = [layer for layer in model._flatten_layers() if hasattr(layer, "dtype_policy")]  # noqa: SLF001
-    before = [layer.dtype_policy for layer in layers]
-    try:
-        for layer in layers:
-            layer.dtype_policy = dtype
-        with _losses_in(keras, dtype):
-            yield
-    finally:
-        for layer, policy in zip(layers, before, strict=True):
-            layer.dtype_policy = policy
-
-
-@contextmanager
-def _losses_in(keras: Any, dtype: str | None) -> Iterator[None]:
-    """A loss object casts to the dtype that it was made with; nobody knows which one the user's function holds."""
-    if dtype is None:
-        yield
-        return
-    thread = threading.get_ident()
-    with _lock:
-        if not _wide:
-            _original.append(keras.Loss.dtype)
-            keras.Loss.dtype = property(lambda loss: _wide.get(threading.get_ident()) or _original[0].fget(loss))
-        _wide[thread] = dtype
-    try:
-        yield
-    finally:
-        with _lock:
-            del _wide[thread]
-            if not _wide:
-                keras.Loss.dtype = _original.pop()
-
-
-_lock = threading.Lock()
-_wide: dict[int, str] = {}
-_original: list[Any] = []
-
-
 def _is_trained(x: Any) -> bool:
     return isinstance(x, (tf.Tensor, tf.Variable)) and x.dtype.is_floating
+
+
+def _of_module(module: tf.Module, loss: Callable[..., Any] | None) -> TensorflowModel:
+    """The module's trainable variables under the paths of their attributes: ``layers.0.w``."""
+    name = type(module).__name__
+    if loss is None:
+        msg = f"a {name} alone has no loss"
+        hint = "audit(module, loss=lambda module: tf.reduce_mean((module(x) - y) ** 2))"
+        raise ModelContractError(msg, where="audit()", hint=hint)
+    # what `variables` is made of, with the paths
+    found = module._flatten(predicate=lambda x: isinstance(x, tf.Variable), with_path=True)  # noqa: SLF001
+    variables = {".".join(map(str, path)): variable for path, variable in found}
+    trained = {path: v for path, v in variables.items() if v.trainable and v.dtype.is_floating}
+    if not trained:
+        msg = f"no variable of the {name} is trainable (was it built?)"
+        raise ModelContractError(
+            msg, where="audit()", hint="call it once on its input; tf.Variable(..., trainable=True)"
+        )
+    state = _State([v for path, v in variables.items() if path not in trained])
+    of_module = loss
+
+    def function(p: Mapping[str, tf.Tensor]) -> Any:
+        wide = all(value.dtype == tf.float64 for value in p.values())
+        instead = state.fresh(wide=wide) | {id(variable): p[path] for path, variable in trained.items()}
+        with _holding(module, instead), _inlined():
+            return of_module(module)
+
+    return TensorflowModel(function, {path: variable.numpy() for path, variable in trained.items()})
+
+
+class _State:
+    """Copies of variables that are not trained, for the module to write to; every evaluation starts them anew."""
+
+    def __init__(self, variables: list[tf.Variable]) -> None:
+        self._variables = variables
+        self._copies: dict[bool, list[tf.Variable]] = {}
+
+    def fresh(self, *, wide: bool) -> dict[int, tf.Variable]:
+        """The copies by the identity of their originals, set to the originals' values; in float64 if ``wide``."""
+        if wide not in self._copies:
+            with tf.init_scope():
+                self._copies[wide] = [tf.Variable(_cast(v, wide=wide), trainable=False) for v in self._variables]
+        for variable, copy in zip(self._variables, self._copies[wide], strict=True):
+            copy.assign(_cast(variable, wide=wide))
+        return {id(v): copy for v, copy in zip(self._variables, self._copies[wide], strict=True)}
+
+
+def _cast(variable: tf.Variable, *, wide: bool) -> tf.Tensor:
+    return tf.cast(variable, tf.float64 if wide and variable.dtype.is_floating else variable.dtype)
+
+
+@contextmanager
+def _holding(module: tf.Module, instead: Mapping[int, Any]) -> Iterator[None]:
+    """Meanwhile the module's attributes hold these in place of variables, by identity."""
+    before = []
+    for inner in (module, *module.submodules):
+        held = vars(inner)
+        for attribute, value in held.items():
+            if attribute not in inner._TF_MODULE_IGNORED_PROPERTIES and any(  # noqa: SLF001
+                id(leaf) in instead for leaf in tf.nest.flatten(value)
+            ):
+                before.append((held, attribute, value))
+    try:
+        for held, attribute, value in before:
+            # past __setattr__, which would track what is put there
+            held[attribute] = tf.nest.map_structure(lambda leaf: instead.get(id(leaf), leaf), value)
+        yield
+    finally:
+        for held, attribute, value in before:
+            held[attribute] = value
+
+
+@contextmanager
+def _inlined() -> Iterator[None]:
+    """A `tf.function` traced before holds the module's variables: meanwhile each runs as the Python that it is."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)  # noqa: FBT003  # its only form
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)

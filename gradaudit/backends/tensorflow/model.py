@@ -139,6 +139,12 @@ class TensorflowModel:
     def _one_by_one(self, points: Sequence[Point]) -> Array:
         return np.array([self.loss(displace(self._parameters, point)) for point in points])
 
+    def at(self, parameters: NamedArrays) -> TensorflowModel:
+        """The same function at another base point."""
+        before, now = (sum(p.nbytes for p in arrays.values()) for arrays in (self._parameters, parameters))
+        point_bytes = None if self._point_bytes is None else self._point_bytes * now // before
+        return TensorflowModel(self._function, parameters, batched=self._batched, point_bytes=point_bytes)
+
     def twin(self) -> TensorflowModel | None:
         """The same function of float64 parameters.
 
@@ -148,8 +154,7 @@ class TensorflowModel:
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
         wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
-        point_bytes = None if self._point_bytes is None else 2 * self._point_bytes
-        twin = TensorflowModel(self._function, wide, batched=self._batched, point_bytes=point_bytes)
+        twin = self.at(wide)
         try:
             loss = twin.loss(wide)
         except Exception:  # noqa: BLE001  # whatever the function raises, float64 is not for it

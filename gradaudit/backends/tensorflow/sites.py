@@ -8,14 +8,12 @@ import itertools
 import site
 import sys
 import sysconfig
-from importlib.util import find_spec
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from gradaudit.backends.tensorflow.operations import Operation
 from gradaudit.backends.tensorflow.state import private
-from gradaudit.sites import CustomRule, Cut, definition
+from gradaudit.sites import CustomRule, Cut, definition, folders
 
 __all__ = ["Caller", "caller", "cut_here", "rule_of", "wrapped"]
 
@@ -40,13 +38,8 @@ class Caller(NamedTuple):
     called: str
 
 
-def _folders(*packages: str) -> tuple[str, ...]:
-    specs = [find_spec(package) for package in packages]
-    return tuple(str(Path(spec.origin).parent) + "/" for spec in specs if spec is not None and spec.origin)
-
-
-_FRAMEWORKS = _folders("tensorflow", "keras", "tf_keras")
-_TRANSPARENT = (*_folders("gradaudit", "numpy"), functools.__file__)
+_FRAMEWORKS = folders("tensorflow", "keras", "tf_keras")
+_TRANSPARENT = (*folders("gradaudit", "numpy"), functools.__file__)
 _LIBRARIES = tuple({*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_path("purelib")})
 
 #: What stands in TensorFlow and Keras between a user and what cuts, by folder or by function.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradaudit.backends.containers import flattened
+from gradaudit.backends.keras import keras_function, keras_of
 from gradaudit.backends.torch.model import TorchModel
 from gradaudit.backends.torch.widening import widening, widening_inputs
 from gradaudit.errors import ModelContractError
@@ -18,18 +19,23 @@ __all__ = ["adapted"]
 
 
 def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> Model | None:
-    """A module with a loss, or a function of the tensors that ``at`` holds; None: neither.
+    """A module or Keras model with a loss, or a function of the tensors that ``at`` holds; None: neither.
 
     Raises:
         ModelContractError: a module without a loss, or without a parameter that is trained.
     """
+    keras = keras_of(target, "torch")
+    if keras is not None and at is None:
+        of_paths, variables = keras_function(keras, target, loss)
+        values = {path: variable.value.detach() for path, variable in variables.items()}
+        return TorchModel(widening(of_paths, values), values)
     if isinstance(target, nn.Module) and at is None:
         return _of_module(target, loss)
     found = flattened(at, _is_trained) if callable(target) and loss is None else None
     if found is None:
         return None
     leaves, rebuilt = found
-    return TorchModel(widening(lambda p: target(rebuilt(p))), leaves)
+    return TorchModel(widening(lambda p: target(rebuilt(p)), leaves), leaves)
 
 
 def _of_module(module: nn.Module, loss: Callable[..., Any] | None) -> TorchModel:
@@ -57,7 +63,7 @@ def _of_module(module: nn.Module, loss: Callable[..., Any] | None) -> TorchModel
             # not `tie_weights`: of a module that is there twice, PyTorch then puts back what it was given
             return torch.func.functional_call(inside, {**state, **frozen, **given}, (), tie_weights=False)
 
-    return TorchModel(widening(function), parameters)
+    return TorchModel(widening(function, parameters), parameters)
 
 
 class _Loss(nn.Module):  # type: ignore[misc]

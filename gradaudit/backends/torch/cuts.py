@@ -23,10 +23,9 @@ from torch._C import _functorch
 from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
-import gradaudit
 from gradaudit.backends.torch.inference import as_no_grad, is_inference
 from gradaudit.backends.torch.state import eager
-from gradaudit.sites import Cut
+from gradaudit.sites import Cut, folders
 
 __all__ = ["SKIPPED", "Mode", "held", "listed", "removed"]
 
@@ -56,7 +55,7 @@ _SHAPE_ONLY = {
 _MARKING = {"requires_grad_", "share_memory_", "rename_"}  # in place, but not the value
 
 #: Frames in these are not where a cut is written.
-SKIPPED = (str(Path(torch.__file__).parent), str(Path(gradaudit.__file__).parent), contextlib.__file__)
+SKIPPED = (*folders("torch", "gradaudit", "keras"), contextlib.__file__)
 
 
 def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:

@@ -156,6 +156,20 @@ class TorchModel:
             return np.array([self.loss(displace(self._parameters, point)) for point in points])
         return losses
 
+    def at(self, parameters: NamedArrays) -> TorchModel:
+        """The same function at another base point, on the same devices."""
+        given = self._given_point_bytes
+        before, now = (min(p.itemsize for p in arrays.values()) for arrays in (self._parameters, parameters))
+        model = TorchModel(
+            self._function,
+            self._tensors(parameters),
+            batched=self._batched,
+            point_bytes=None if given is None else given * now // before,
+            n_threads=self._n_threads,
+        )
+        model._replaced = self._replaced
+        return model
+
     def twin(self) -> TorchModel | None:
         """The same function of float64 parameters; None if they are float64 already, or if it cannot take them.
 
@@ -163,18 +177,8 @@ class TorchModel:
         """
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
-        given = self._given_point_bytes
-        smallest = min(p.itemsize for p in self._parameters.values())
         try:
-            parameters = {name: p.double() for name, p in self._tensors(self._parameters).items()}
-            twin = TorchModel(
-                self._function,
-                parameters,
-                batched=self._batched,
-                point_bytes=None if given is None else given * 8 // smallest,
-                n_threads=self._n_threads,
-            )
-            twin._replaced = self._replaced
+            twin = self.at({name: p.astype(np.float64) for name, p in self._parameters.items()})
             loss = twin.loss(twin.parameters())
         except (RuntimeError, TypeError):
             return None
@@ -189,13 +193,7 @@ class TorchModel:
         """The same loss, these cuts removed; None where PyTorch then refuses, as for a parameter changed in place."""
         if not all(cut.removable for cut in cuts):
             return None
-        model = self._over(removed(self._function, cuts))
-        try:
-            with preserved():
-                model.value_and_grad(self._parameters)
-        except RuntimeError:
-            return None
-        return model
+        return _if_it_runs(self._over(removed(self._function, cuts)))
 
     def holding(self, cuts: Collection[Cut]) -> HeldModel | None:
         """The loss with these cuts' values held; None where that changes it at the base point."""
@@ -224,13 +222,7 @@ class TorchModel:
 
     def replacing(self, rules: Collection[CustomRule]) -> TorchModel | None:
         """The same loss, these rules replaced; None where a primal leaves PyTorch and is too large for differences."""
-        model = self._over(self._function, self._replaced | frozenset(rules))
-        try:
-            with preserved():
-                model.value_and_grad(self._parameters)
-        except RuntimeError:
-            return None
-        return model
+        return _if_it_runs(self._over(self._function, self._replaced | frozenset(rules)))
 
     def origin(self) -> Origin | None:
         """Where the gradient stops being finite: see `gradaudit.backends.torch.origin`."""
@@ -342,6 +334,15 @@ def _load_forward_mode() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         one = torch.ones((), device="cpu")
         torch.func.jvp(torch.sin, (one,), (one,))
+
+
+def _if_it_runs(model: TorchModel) -> TorchModel | None:
+    try:
+        with preserved():
+            model.value_and_grad(model.parameters())
+    except RuntimeError:
+        return None
+    return model
 
 
 def _scalar(loss: Any, where: str) -> Scalar:

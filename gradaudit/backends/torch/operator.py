@@ -76,7 +76,7 @@ class TorchOperator:
 
     def reverse(self) -> Model:
         """``Re <c, f(x)>``, differentiated by the vector-Jacobian product."""
-        return TorchModel(widening(self._paired), self._parts)
+        return TorchModel(widening(self._paired, self._parts), self._parts)
 
     def second(self) -> Model:
         """``Re <u, vjp(x, c)>`` over inputs and cotangents, differentiated by reverse over reverse.
@@ -102,7 +102,7 @@ class TorchOperator:
             products = self._products(p)
             return _sum(_product(g, weights[n]) for n, g in products.items() if g is not None and n in weights)
 
-        model = TorchModel(widening(loss), parameters)
+        model = TorchModel(widening(loss, parameters), parameters)
         try:
             with preserved():
                 model.value_and_grad(model.parameters())
@@ -116,7 +116,7 @@ class TorchOperator:
         Raises:
             NotOfferedError: the backward pass does not run under vmap.
         """
-        model = WithGradient(TorchModel(widening(self._paired), self._parts), self._batched)
+        model = WithGradient(TorchModel(widening(self._paired, self._parts), self._parts), self._batched)
         try:
             with preserved():
                 model.value_and_grad(model.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,16 +13,20 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["widening", "widening_inputs"]
 
 
-def widening(function: Callable[[dict[str, Tensor]], Any]) -> Callable[[dict[str, Tensor]], Any]:
+def widening(
+    function: Callable[[dict[str, Tensor]], Any], parameters: Mapping[str, Tensor]
+) -> Callable[[dict[str, Tensor]], Any]:
     """The function, in which float32 tensors that meet float64 parameters are widened: so that it has a twin.
 
-    Data and constants that the function brings along are float32 numbers all the same.
+    Data and constants that the function brings along are float32 numbers all the same. Where no parameter is float64
+    of its own, a cast to float32 is one to the widest dtype that there is, and becomes one to float64.
     """
+    casts = not any(x.dtype == torch.float64 for x in parameters.values())
 
     def widened(p: dict[str, Tensor]) -> Any:
         if not any(x.dtype == torch.float64 for x in p.values()):
             return function(p)
-        with _Widening():
+        with _Widening(casts=casts):
             return function(p)
 
     return widened
@@ -45,11 +49,18 @@ def widening_inputs(module: nn.Module | None) -> Iterator[None]:
 class _Widening(TorchFunctionMode):  # type: ignore[misc]
     """Makes float32 arguments float64 where others are: PyTorch mixes no dtypes in a product."""
 
+    def __init__(self, *, casts: bool) -> None:
+        super().__init__()
+        self._casts = casts
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = list(_tensors((args, kwargs)))
-        if any(x.dtype == torch.float64 for x in tensors) and any(x.dtype == torch.float32 for x in tensors):
-            args, kwargs = _wide(args), _wide(kwargs)
+        dtypes = {x.dtype for x in _tensors((args, kwargs))}
+        if torch.float64 in dtypes:
+            if self._casts and func is Tensor.float:
+                return args[0]
+            if self._casts or torch.float32 in dtypes:
+                args, kwargs = _wide(args, casts=self._casts), _wide(kwargs, casts=self._casts)
         return func(*args, **kwargs)
 
 
@@ -62,12 +73,14 @@ def _tensors(value: Any) -> Sequence[Tensor]:
     return []
 
 
-def _wide(value: Any) -> Any:
+def _wide(value: Any, *, casts: bool = False) -> Any:
     if isinstance(value, Tensor):
         return value.double() if value.dtype == torch.float32 else value
+    if casts and value is torch.float32:
+        return torch.float64
     if isinstance(value, dict):
-        return {key: _wide(item) for key, item in value.items()}
+        return {key: _wide(item, casts=casts) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        items = [_wide(item) for item in value]
+        items = [_wide(item, casts=casts) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
