@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradaudit.api import assert_gradients_agree, audit, audit_all
+    from gradaudit.api import assert_gradients_agree, audit, audit_all, audit_step
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
     from gradaudit.options import AuditOptions
@@ -30,6 +30,7 @@ __all__ = [
     "assert_gradients_agree",
     "audit",
     "audit_all",
+    "audit_step",
     "chunks",
     "load_report",
     "none",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("assert_gradients_agree", "audit", "audit_all"),
+    "api": ("assert_gradients_agree", "audit", "audit_all", "audit_step"),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
     "options": ("AuditOptions",),

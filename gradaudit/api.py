@@ -15,7 +15,7 @@ from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport
 
-__all__ = ["assert_gradients_agree", "audit", "audit_all"]
+__all__ = ["assert_gradients_agree", "audit", "audit_all", "audit_step"]
 
 
 def audit(
@@ -68,6 +68,38 @@ def audit_all(
         OptionError: no models, an unknown option, or one out of its range.
     """
     return across.audit_all(models, options_of(options), target=name, progress=progress)
+
+
+def audit_step(
+    target: Any,
+    step: Callable[..., Any],
+    *,
+    loss: Callable[..., Any],
+    name: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    **options: Unpack[Options],
+) -> AuditReport:
+    """Is the gradient that the optimiser sees the derivative of the objective that this training step is meant for?
+
+    Only PyTorch modules. All that the step changes in the module, its optimisers and loss scalers is put back.
+
+    Args:
+        target: the module that is trained.
+        step: target -> anything; calls backward, and perhaps the optimiser.
+        loss: target -> one number, the objective over all the data of the step.
+        name: in the report; by default the module's own.
+        progress: called with the number of forward passes so far.
+        sizes: whole numbers by which a constant factor is named, for example ``{"world size": 2}``.
+        **options: see `audit`.
+
+    Raises:
+        AmbiguousBackendError: the target is no PyTorch module.
+        ModelContractError: the step leaves no gradient, or the loss breaks its contract.
+        OptionError: an unknown option, or one out of its range.
+    """
+    model = registry.step_of(target, step, loss=loss, sizes=sizes or {})
+    return auditor.audit(model, options_of(options), target=name or _name(target), progress=progress)
 
 
 def assert_gradients_agree(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
@@ -21,6 +22,7 @@ __all__ = [
     "FrameworkModel",
     "Model",
     "Network",
+    "StepVariant",
     "SupportsAlong",
     "SupportsComplexStep",
     "SupportsCuts",
@@ -33,8 +35,10 @@ __all__ = [
     "SupportsState",
     "SupportsSteps",
     "SupportsTerms",
+    "SupportsTrainingSteps",
     "SupportsTruncation",
     "SupportsTwin",
+    "SupportsVariants",
 ]
 
 
@@ -168,6 +172,30 @@ class SupportsSizes(Protocol):
         """For example ``{"sequences": 10, "steps": 10000}``."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepVariant:
+    """A training step with one thing changed.
+
+    Attributes:
+        kind: ``forgotten`` or ``leftover``: started from empty gradients, with an optimiser in the step or without;
+            ``clipped``: without clipping; ``weights``: micro-batches weighted by their rows.
+        detail: what the step does there, in words; may be empty.
+        model: the same objective with the gradient of that step.
+    """
+
+    kind: str
+    detail: str
+    model: Model
+
+
+@runtime_checkable
+class SupportsVariants(Protocol):
+    """A training step that can be run differently, to prove what is wrong with it."""
+
+    def variants(self) -> Sequence[StepVariant]:
+        """The same objective, each with one thing about the step changed; see `gradaudit.sites.StepVariant`."""
+
+
 @runtime_checkable
 class SupportsState(Protocol):
     """A framework's state around an audit."""
@@ -200,6 +228,16 @@ class Network(Protocol):
 
     def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
         """The hidden state (N, H) after the first ``n_steps`` steps; after 0 steps the initial state."""
+
+
+@runtime_checkable
+class SupportsTrainingSteps(Protocol):
+    """A backend that can run a whole training step."""
+
+    def step(
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
+    ) -> Model | None:
+        """The step as a model, see `gradaudit.audit_step`; None: the target is none of this framework."""
 
 
 class Backend(Protocol):

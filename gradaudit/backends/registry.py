@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -16,9 +16,9 @@ from gradaudit.errors import (
     BackendVersionError,
     UnknownBackendError,
 )
-from gradaudit.protocols import Backend, Model
+from gradaudit.protocols import Backend, Model, SupportsTrainingSteps
 
-__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "model_of", "names"]
+__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "model_of", "names", "step_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +139,25 @@ def model_of(
         "arrays), or an object with parameters(), loss(p) and value_and_grad(p)"
     )
     raise AmbiguousBackendError(msg, where="audit()", hint=hint)
+
+
+def step_of(
+    target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
+) -> Model:
+    """A training step as a model, by the loaded framework that can run it.
+
+    Raises:
+        AmbiguousBackendError: none can.
+    """
+    for spec in reversed(BACKENDS):
+        backend = get(spec.name) if spec.package in sys.modules else None
+        if isinstance(backend, SupportsTrainingSteps):
+            model = backend.step(target, step, loss=loss, sizes=sizes)
+            if model is not None:
+                return model
+    msg = f"cannot run a training step of a {type(target).__name__}"
+    hint = "a torch.nn.Module; elsewhere, audit(target, at, gradient=...) with the gradient that the step returns"
+    raise AmbiguousBackendError(msg, where="audit_step()", hint=hint)
 
 
 def _spec(name: str) -> BackendSpec:

@@ -10,6 +10,7 @@ from gradaudit.backends.network import NetworkModel
 from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.model import TorchModel, environment
 from gradaudit.backends.torch.recurrent import TorchNetwork
+from gradaudit.backends.torch.step import step_model
 from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
@@ -40,6 +41,12 @@ class TorchBackend:
     ) -> Model | None:
         """See `gradaudit.backends.torch.adapt`."""
         return adapted(target, at, loss=loss) if gradient is None else None
+
+    def step(
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
+    ) -> Model | None:
+        """See `gradaudit.backends.torch.step`."""
+        return step_model(target, step, loss=loss, sizes=sizes)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""
