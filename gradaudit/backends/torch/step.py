@@ -61,8 +61,8 @@ class _Seen:
 class StepModel:
     """The objective of a module, whose gradient is what a training step leaves.
 
-    The gradient is read at the first ``optimizer.step()`` that the step calls, else from ``.grad`` after it. A step with
-    an optimiser is a whole iteration: it runs twice from the same parameters, ``.grad`` left as it is in between.
+    The gradient is read at the first ``optimizer.step()`` that the step calls, else from ``.grad`` after it. A step
+    with an optimiser is a whole iteration: it runs twice from the same parameters, ``.grad`` left as it is in between.
     Parameters, buffers, ``.grad``, optimisers and loss scalers are as before afterwards. A closure's own Python state
     (a data iterator, a scheduler) is not known, so not restored.
 
@@ -119,7 +119,9 @@ class StepModel:
         Raises:
             ModelContractError: the step leaves no gradient at all.
         """
-        value = self._objective.loss(parameters)
+        with preserved():  # the step draws the random numbers that the loss has drawn
+            value = self._objective.loss(parameters)
+        start = torch.get_rng_state()
         with torch.inference_mode(mode=False), torch.enable_grad(), _restored(self._module) as optimisers:
             with torch.no_grad():
                 for name, p in self._named.items():
@@ -133,6 +135,7 @@ class StepModel:
                 with torch.no_grad():
                     for name, p in self._named.items():
                         p.copy_(as_tensor(parameters[name], p.device))
+                torch.set_rng_state(start)
                 seen = self._run(optimisers)
             found = seen.gradients or self._gradients()
         self._seen = seen
