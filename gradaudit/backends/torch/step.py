@@ -24,7 +24,7 @@ __all__ = ["StepModel", "step_model"]
 Step: TypeAlias = Callable[[nn.Module], Any]
 
 
-def step_model(target: Any, step: Step, *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]) -> Any:
+def step_model(target: Any, step: Step, *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]) -> StepModel | None:
     """A module and its training step; None: no module.
 
     Raises:
