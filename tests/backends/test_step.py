@@ -153,3 +153,43 @@ def test_dropout_and_batch_norm_in_train_mode():
     report = audited((net, x, y), lambda net: mse_loss(net(x), y).backward())
     assert report.verdict is Verdict.AGREE, str(report)
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
+
+
+def test_a_momentum_that_is_there_is_put_back(case):
+    net, x, y = case
+    optimiser = torch.optim.Adam(net.parameters())
+
+    def step(net):
+        optimiser.zero_grad()
+        mse_loss(net(x), y).backward()
+        optimiser.step()
+
+    step(net)
+    kept = [(v, v.clone()) for state in optimiser.state.values() for v in state.values()]
+    assert audited(case, step).verdict is Verdict.AGREE
+    now = [v for state in optimiser.state.values() for v in state.values()]
+    assert all(v is old and torch.equal(v, value) for v, (old, value) in zip(now, kept, strict=True))
+
+
+def test_one_percent_in_one_tensor_is_found(case):
+    net, x, y = case
+
+    def step(net):
+        mse_loss(net(x), y).backward()
+        net[0].weight.grad *= 1.01
+
+    report = audited(case, step)
+    assert report.verdict is Verdict.DISAGREE
+    assert report.findings[0].parameters == ("0.weight",), str(report)
+
+
+def test_a_clip_that_bites_is_named(case):
+    net, x, y = case
+
+    def step(net):
+        mse_loss(net(x), y).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+
+    report = audited(case, step)
+    wrong(report, "GA307")
+    assert "scaled" not in report.findings[0].title
