@@ -172,7 +172,7 @@ def test_a_momentum_that_is_there_is_put_back(case):
 
 
 def test_one_percent_in_one_tensor_is_found(case):
-    net, x, y = case
+    _net, x, y = case
 
     def step(net):
         mse_loss(net(x), y).backward()
@@ -184,7 +184,7 @@ def test_one_percent_in_one_tensor_is_found(case):
 
 
 def test_a_clip_that_bites_is_named(case):
-    net, x, y = case
+    _net, x, y = case
 
     def step(net):
         mse_loss(net(x), y).backward()
@@ -193,3 +193,18 @@ def test_a_clip_that_bites_is_named(case):
     report = audited(case, step)
     wrong(report, "GA307")
     assert "scaled" not in report.findings[0].title
+
+
+def test_dropout_in_a_whole_iteration():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 1))
+    x, y = torch.randn(10, 4), torch.randn(10, 1)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def step(net):
+        optimiser.zero_grad()
+        mse_loss(net(x), y).backward()
+        optimiser.step()
+
+    report = audited((net, x, y), step)
+    assert report.verdict is Verdict.AGREE, str(report)

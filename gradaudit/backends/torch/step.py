@@ -24,7 +24,9 @@ __all__ = ["StepModel", "step_model"]
 Step: TypeAlias = Callable[[nn.Module], Any]
 
 
-def step_model(target: Any, step: Step, *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]) -> StepModel | None:
+def step_model(
+    target: Any, step: Step, *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
+) -> StepModel | None:
     """A module and its training step; None: no module.
 
     Raises:
@@ -121,7 +123,6 @@ class StepModel:
         """
         with preserved():  # the step draws the random numbers that the loss has drawn
             value = self._objective.loss(parameters)
-        start = torch.get_rng_state()
         with torch.inference_mode(mode=False), torch.enable_grad(), _restored(self._module) as optimisers:
             with torch.no_grad():
                 for name, p in self._named.items():
@@ -129,13 +130,13 @@ class StepModel:
             if self._empty or self._weights is not None:
                 for p in self._named.values():
                     p.grad = None
-            seen = self._run(optimisers)
+            with preserved():  # a second run draws the same random numbers, on every device
+                seen = self._run(optimisers)
             if seen.gradients is not None and not self._empty:
                 # where parameters were updated, put them back: the same point, the gradient left from before
                 with torch.no_grad():
                     for name, p in self._named.items():
                         p.copy_(as_tensor(parameters[name], p.device))
-                torch.set_rng_state(start)
                 seen = self._run(optimisers)
             found = seen.gradients or self._gradients()
         self._seen = seen
