@@ -6,6 +6,7 @@ import pytest
 
 import gradaudit
 from gradaudit import Verdict
+from gradaudit.errors import ModelContractError
 from tests import conftest
 
 if "torch" not in conftest.tested():
@@ -208,3 +209,31 @@ def test_dropout_in_a_whole_iteration():
 
     report = audited((net, x, y), step)
     assert report.verdict is Verdict.AGREE, str(report)
+
+
+def test_two_faults_are_not_proven_to_be_one(case):
+    net, _, _ = case
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    accumulate = accumulated(case, ((0, 7), (7, 10)), lambda n: 1 / 2)
+
+    def step(net):
+        accumulate(net)
+        optimiser.step()
+
+    report = audited(case, step)
+    assert report.verdict is Verdict.DISAGREE
+    assert not {"GA302", "GA805"} & {f.code for f in report.findings}, str(report)
+
+
+def test_a_closure_is_refused(case):
+    net, x, y = case
+    optimiser = torch.optim.LBFGS(net.parameters())
+
+    def closure():
+        optimiser.zero_grad()
+        loss = mse_loss(net(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ModelContractError, match="closure"):
+        audited(case, lambda net: optimiser.step(closure))

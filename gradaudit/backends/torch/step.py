@@ -119,7 +119,7 @@ class StepModel:
         """The objective, and the gradient that the optimiser would see.
 
         Raises:
-            ModelContractError: the step leaves no gradient at all.
+            ModelContractError: the step leaves no gradient at all, or gives its optimiser a closure.
         """
         with preserved():  # the step draws the random numbers that the loss has drawn
             value = self._objective.loss(parameters)
@@ -127,7 +127,7 @@ class StepModel:
             with torch.no_grad():
                 for name, p in self._named.items():
                     p.copy_(as_tensor(parameters[name], p.device))
-            if self._empty or self._weights is not None:
+            if self._empty:
                 for p in self._named.values():
                     p.grad = None
             with preserved():  # a second run draws the same random numbers, on every device
@@ -182,7 +182,7 @@ class StepModel:
         self, *, empty: bool = False, clipping: bool = True, weights: Sequence[float] | None = None
     ) -> StepModel:
         parts = self._module, self._step, self._objective, self._sizes
-        return StepModel(*parts, empty=empty or weights is not None, clipping=clipping, weights=weights)
+        return StepModel(*parts, empty=empty, clipping=clipping, weights=weights)
 
     def _gradients(self) -> dict[str, Tensor | None]:
         return {n: None if p.grad is None else p.grad.detach().clone() for n, p in self._named.items()}
@@ -191,7 +191,10 @@ class StepModel:
         seen, rows = _Seen(), [0]
         mine = {id(p) for p in self._named.values()}
 
-        def before_step(optimiser: Any, _: Any, __: Any) -> None:
+        def before_step(optimiser: Any, args: Any, kwargs: Any) -> None:
+            if any(callable(x) for x in (*args, *kwargs.values())):
+                msg = f"{type(optimiser).__name__}.step() is given a closure: no one gradient is that of the step"
+                raise ModelContractError(msg, where="audit_step()", hint="audit what the closure does as the step")
             optimisers.setdefault(id(optimiser), _Optimiser(optimiser))
             held = {id(p) for group in optimiser.param_groups for p in group["params"]}
             if seen.gradients is None and held & mine:
