@@ -48,6 +48,8 @@ class _Seen:
         parts: what each backward call added to ``.grad``, by parameter.
         rows: the leading size of the module's input before each backward call.
         scale: the loss scale that was last used.
+        scaled: the gradient is multiplied by it now.
+        begun: something was in ``.grad`` before the first backward call.
         clips: clipping calls, each whether the gradient was still scaled.
     """
 
@@ -56,6 +58,7 @@ class _Seen:
     rows: list[int] = field(default_factory=list)
     scale: float = 1.0
     scaled: bool = False
+    begun: bool = False
     clips: list[bool] = field(default_factory=list)
 
 
@@ -159,7 +162,8 @@ class StepModel:
         if seen.clips:
             detail = f"while scaled by {seen.scale:g}" if any(seen.clips) else ""
             found.append(StepVariant(kind="clipped", detail=detail, model=self._changed(clipping=False)))
-        if len(seen.parts) > 1 and len(seen.rows) == len(seen.parts) and len(set(seen.rows)) > 1:
+        # weights would also scale what was there before, and so explain two faults as one
+        if not seen.begun and len(seen.parts) > 1 and len(seen.rows) == len(seen.parts) and len(set(seen.rows)) > 1:
             total, count = sum(seen.rows), len(seen.rows)
             for each in (count, 1):
                 weights = [rows * each / total for rows in seen.rows]
@@ -218,6 +222,8 @@ class StepModel:
 
         def counted(*args: Any, **kwargs: Any) -> None:
             before = self._gradients()
+            if not seen.parts:
+                seen.begun = any(g is not None and bool(g.any()) for g in before.values())
             backward(*args, **kwargs)
             weight = 1.0 if self._weights is None else self._weights[len(seen.parts) % len(self._weights)]
             part = {}
