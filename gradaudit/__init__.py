@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradaudit.api import Target, assert_gradients_agree, audit, audit_all, audit_operator
+    from gradaudit.api import Target, assert_gradients_agree, audit, audit_all, audit_operator, audit_step
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
     from gradaudit.options import AuditOptions
@@ -32,6 +32,7 @@ __all__ = [
     "audit",
     "audit_all",
     "audit_operator",
+    "audit_step",
     "chunks",
     "load_report",
     "none",
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator"),
+    "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step"),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
     "options": ("AuditOptions",),

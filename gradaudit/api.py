@@ -17,7 +17,7 @@ from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport
 
-__all__ = ["Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator"]
+__all__ = ["Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,42 @@ def audit_operator(
     chosen = options_of(options)
     operator = registry.operator_of(function, inputs, seed=chosen.seed)
     return operators.audit_operator(operator, chosen, modes=modes, target=name or _name(function), progress=progress)
+
+
+def audit_step(
+    target: Any,
+    step: Callable[..., Any],
+    *,
+    loss: Callable[..., Any],
+    name: str | None = None,
+    progress: Callable[[int], None] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    **options: Unpack[Options],
+) -> AuditReport:
+    """Is the gradient that the optimiser sees the derivative of the objective that this training step is meant for?
+
+    PyTorch: what the first optimiser is given, else ``.grad`` after the step; all that the step changes in the module, its
+    optimisers and loss scalers is put back. Keras on TensorFlow: what an optimiser is given, else what the step returns;
+    all variables are put back. JAX, `tf.Module` and NumPy: what the step returns.
+
+    Args:
+        target: what is trained: a `torch.nn.Module`, a pytree of JAX's arrays, a Keras model or `tf.Module`, an array of
+            NumPy or a dict of them.
+        step: target -> the gradient, or a tuple with it; with PyTorch and Keras anything, if it calls backward or an
+            optimiser.
+        loss: target -> one number, the objective over all the data of the step.
+        name: in the report; by default the module's own.
+        progress: called with the number of forward passes so far.
+        sizes: whole numbers by which a constant factor is named, for example ``{"world size": 2}``.
+        **options: see `audit`.
+
+    Raises:
+        AmbiguousBackendError: no framework, or more than one, recognises the target.
+        ModelContractError: the step leaves no gradient, or the loss breaks its contract.
+        OptionError: an unknown option, or one out of its range.
+    """
+    model = registry.step_of(target, step, loss=loss, sizes=sizes or {})
+    return auditor.audit(model, options_of(options), target=name or _name(target), progress=progress)
 
 
 def assert_gradients_agree(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
@@ -22,6 +23,7 @@ __all__ = [
     "Model",
     "Network",
     "Operator",
+    "StepVariant",
     "SupportsAlong",
     "SupportsAt",
     "SupportsComplexStep",
@@ -37,6 +39,7 @@ __all__ = [
     "SupportsTerms",
     "SupportsTruncation",
     "SupportsTwin",
+    "SupportsVariants",
 ]
 
 
@@ -178,6 +181,30 @@ class SupportsSizes(Protocol):
         """For example ``{"sequences": 10, "steps": 10000}``."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepVariant:
+    """A training step with one thing changed.
+
+    Attributes:
+        kind: ``forgotten`` or ``leftover``: started from empty gradients, with an optimiser in the step or without;
+            ``clipped``: without clipping; ``weights``: micro-batches weighted by their rows.
+        detail: what the step does there, in words; may be empty.
+        model: the same objective with the gradient of that step.
+    """
+
+    kind: str
+    detail: str
+    model: Model
+
+
+@runtime_checkable
+class SupportsVariants(Protocol):
+    """A training step that can be run differently, to prove what is wrong with it."""
+
+    def variants(self) -> Sequence[StepVariant]:
+        """The same objective, each with one thing about the step changed; see `gradaudit.sites.StepVariant`."""
+
+
 @runtime_checkable
 class SupportsState(Protocol):
     """A framework's state around an audit."""
@@ -273,6 +300,11 @@ class Backend(Protocol):
         Raises:
             ModelContractError: nothing of it can be differentiated.
         """
+
+    def step(
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+    ) -> Model | None:
+        """A training step as a model, see `gradaudit.audit_step`; None: the target is none of this framework."""
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> Model:
         """A dense layer on all N*T vectors as one batch."""

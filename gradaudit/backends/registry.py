@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from gradaudit.errors import (
 )
 from gradaudit.protocols import Backend, Model, Operator
 
-__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "model_of", "names", "operator_of"]
+__all__ = ["BACKENDS", "BackendSpec", "get", "installed_version", "model_of", "names", "operator_of", "step_of"]
 
 T = TypeVar("T")
 
@@ -162,6 +162,20 @@ def _recognised(ask: Callable[[Backend], T | None], what: str, *, where: str, hi
         raise unusable
     msg = f"cannot audit {what}: no framework that is loaded ({', '.join(sorted(loaded))}) recognises it"
     raise AmbiguousBackendError(msg, where=where, hint=hint)
+
+
+def step_of(target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]) -> Model:
+    """A training step of a target as a model, by the framework that recognises the target.
+
+    Raises:
+        AmbiguousBackendError: none does, or more than one.
+        BackendVersionError: none does, and one that is loaded is too old to be asked.
+    """
+    what = f"a training step of a {type(target).__name__}"
+    hint = "a torch.nn.Module, a pytree of JAX's arrays, a Keras model, or a dict of NumPy arrays"
+    return _recognised(
+        lambda backend: backend.step(target, step, loss=loss, sizes=sizes), what, where="audit_step()", hint=hint
+    )
 
 
 def _spec(name: str) -> BackendSpec:

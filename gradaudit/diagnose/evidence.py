@@ -22,11 +22,13 @@ from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import (
     Model,
+    StepVariant,
     SupportsCuts,
     SupportsOrigin,
     SupportsRules,
     SupportsSizes,
     SupportsTruncation,
+    SupportsVariants,
 )
 from gradaudit.recurrent import Truncation, none
 from gradaudit.sites import CustomRule, Cut, Origin
@@ -129,6 +131,18 @@ class Evidence:
             return self.model.origin()
         except Exception:  # noqa: BLE001  # as in `cuts`
             return None
+
+    @cached_property
+    def variants(self) -> tuple[StepVariant, ...]:
+        """The training step, run differently; empty where there is none."""
+        try:
+            return tuple(self.model.variants()) if isinstance(self.model, SupportsVariants) else ()
+        except Exception:  # noqa: BLE001  # as in `cuts`
+            return ()
+
+    def of(self, variant: StepVariant) -> Tried | None:
+        """The experiment: the gradient of a step run differently."""
+        return self._tried(lambda: variant.model)
 
     def without(self, cuts: Sequence[Cut]) -> Tried | None:
         """The experiment: the analytic gradient with these cuts removed, against the numbers already there."""

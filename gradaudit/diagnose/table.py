@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 
-from gradaudit.diagnose import arrangement, custom, cut, factor, point, precision, rearranged, repeat, time
+from gradaudit.diagnose import arrangement, custom, cut, factor, point, precision, rearranged, repeat, step, time
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.errors import OptionError
 from gradaudit.report import Finding
@@ -48,6 +48,10 @@ RULES: tuple[Rule, ...] = (
     Rule("GA601", "not differentiable here: a kink", point.kink, explains=False),
     Rule("GA102", "truncated in time, as declared", time.truncated_as_declared),
     Rule("GA103", "not the gradient of the declared truncation", time.not_as_declared, explains=False),
+    Rule("GA805", "zero_grad() forgotten", step.forgotten),
+    Rule("GA806", "left in .grad before the step", step.leftover),
+    Rule("GA307", "clipped in the step", step.clipped),
+    Rule("GA302", "mean of means over unequal micro-batches", step.unequal),
     Rule("GA703", "wrong in this precision only", precision.single_only),
     Rule("GA104", "truncated in time", time.truncated),
     Rule("GA101", "cut at a line", cut.at_line),

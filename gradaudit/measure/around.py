@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from gradaudit.arrays import Gradients, NamedArrays, Scalar
 from gradaudit.protocols import (
     Model,
+    StepVariant,
     SupportsCuts,
     SupportsEnvironment,
     SupportsOrigin,
     SupportsRules,
     SupportsSizes,
     SupportsTwin,
+    SupportsVariants,
 )
 from gradaudit.sites import CustomRule, Cut, Origin
 
@@ -86,6 +88,12 @@ class Around:
         """Where the model's gradient stops being finite."""
         with self._during():
             return self._model.origin() if isinstance(self._model, SupportsOrigin) else None
+
+    def variants(self) -> Sequence[StepVariant]:
+        """The model's step, run differently."""
+        with self._during():
+            found = self._model.variants() if isinstance(self._model, SupportsVariants) else ()
+        return [StepVariant(kind=v.kind, detail=v.detail, model=self._around(v.model)) for v in found]
 
     def sizes(self) -> Mapping[str, int]:
         """The model's own sizes."""

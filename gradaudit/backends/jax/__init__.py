@@ -10,6 +10,7 @@ from gradaudit.backends.jax.adapt import adapted
 from gradaudit.backends.jax.model import JaxModel, environment
 from gradaudit.backends.jax.operator import JaxOperator, operator
 from gradaudit.backends.jax.recurrent import JaxNetwork
+from gradaudit.backends.jax.step import step_model
 from gradaudit.backends.network import NetworkModel
 from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
@@ -45,6 +46,12 @@ class JaxBackend:
     def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> JaxOperator | None:
         """See `gradaudit.backends.jax.operator`."""
         return operator(function, inputs, seed=seed)
+
+    def step(
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+    ) -> Model | None:
+        """See `gradaudit.backends.jax.step`."""
+        return step_model(target, step, loss=loss, sizes=sizes)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

@@ -7,17 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradaudit.backends.jax.model import JaxModel
-from gradaudit.backends.jax.trees import path_of
+from gradaudit.backends.jax.trees import flattened, is_array
 from gradaudit.backends.keras import keras_function, keras_of
 
-__all__ = ["adapted"]
-
-#: The name of an array that stands alone.
-_ALONE = "x"
+__all__ = ["adapted", "is_nnx"]
 
 
 def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> JaxModel | None:
@@ -40,36 +36,29 @@ def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> JaxMode
         function, tree = target, at
     if not callable(function) or tree is None:
         return None
-    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = [leaf for _, leaf in paths]
-    # NumPy arrays are somebody's whose gradient is written by hand, unless there is a loss without one
-    if not any(isinstance(leaf, jax.Array) for leaf in leaves):
+    opened = flattened(tree)
+    if opened is None:
         return None
-    names = {i: ".".join(path_of(path)) or _ALONE for i, (path, leaf) in enumerate(paths) if _is_real(leaf)}
-    if not names:
-        return None
-
-    def of_named(p: dict[str, jax.Array]) -> Any:
-        given = [p[names[i]] if i in names else leaf for i, leaf in enumerate(leaves)]
-        return function(jax.tree_util.tree_unflatten(structure, given))
-
-    return JaxModel(of_named, {name: np.asarray(leaves[i]) for i, name in names.items()})
+    leaves, rebuilt = opened
+    return JaxModel(lambda p: function(rebuilt(p)), {name: np.asarray(leaf) for name, leaf in leaves.items()})
 
 
-def _is_real(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray)) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+def is_nnx(target: Any) -> bool:
+    """Whether something is a Flax NNX module."""
+    nnx = getattr(sys.modules.get("flax"), "nnx", None)
+    return nnx is not None and isinstance(target, nnx.Module)
 
 
 def _nnx(module: Any, loss: Callable[..., Any]) -> tuple[Callable[..., Any], Any] | None:
-    nnx = getattr(sys.modules.get("flax"), "nnx", None)
-    if nnx is None or not isinstance(module, nnx.Module):
+    if not is_nnx(module):
         return None
+    nnx = sys.modules["flax"].nnx
     graph, parameters, rest = nnx.split(module, nnx.Param, ...)
 
     def of_parameters(p: Any) -> Any:
-        dtype = next(leaf.dtype for leaf in jax.tree.leaves(p) if _is_real(leaf))
+        dtype = next(leaf.dtype for leaf in jax.tree.leaves(p) if is_array(leaf))
         # statistics are updated with what is computed from the parameters, and must hold its dtype
-        state = jax.tree.map(lambda a: a.astype(dtype) if _is_real(a) else a, rest)
+        state = jax.tree.map(lambda a: a.astype(dtype) if is_array(a) else a, rest)
         given = jax.tree.unflatten(structure, jax.tree.leaves(p))
         return loss(nnx.merge(graph, given, state, copy=True))
 

@@ -10,7 +10,8 @@ from gradaudit.backends.network import NetworkModel
 from gradaudit.backends.numpy.adapt import adapted
 from gradaudit.backends.numpy.model import NumpyModel, environment
 from gradaudit.backends.numpy.recurrent import NumpyNetwork
-from gradaudit.protocols import Operator
+from gradaudit.backends.numpy.step import step_model
+from gradaudit.protocols import Model, Operator
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
 __all__ = ["NumpyBackend", "NumpyModel", "NumpyNetwork", "backend"]
@@ -45,6 +46,12 @@ class NumpyBackend:
         """None: what differentiates arrays of NumPy is written by hand, and is a gradient, see `adapt`."""
         del function, inputs, seed
         return None
+
+    def step(
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+    ) -> Model | None:
+        """See `gradaudit.backends.numpy.step`."""
+        return step_model(target, step, loss=loss, sizes=sizes)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

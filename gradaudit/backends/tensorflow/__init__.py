@@ -11,6 +11,7 @@ from gradaudit.backends.tensorflow.adapt import adapted
 from gradaudit.backends.tensorflow.model import TensorflowModel, environment
 from gradaudit.backends.tensorflow.operator import TensorflowOperator, operator
 from gradaudit.backends.tensorflow.recurrent import TensorflowNetwork
+from gradaudit.backends.tensorflow.step import step_model
 from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
@@ -47,6 +48,12 @@ class TensorflowBackend:
     def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TensorflowOperator | None:
         """See `gradaudit.backends.tensorflow.operator`."""
         return operator(function, inputs, seed=seed)
+
+    def step(
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+    ) -> Model | None:
+        """See `gradaudit.backends.tensorflow.step`."""
+        return step_model(target, step, loss=loss, sizes=sizes)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""

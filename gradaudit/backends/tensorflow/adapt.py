@@ -12,12 +12,11 @@ from gradaudit.backends.containers import flattened
 from gradaudit.backends.keras import keras_function, keras_of
 from gradaudit.backends.tensorflow.model import TensorflowModel
 from gradaudit.errors import ModelContractError
-from gradaudit.protocols import Model
 
-__all__ = ["adapted"]
+__all__ = ["adapted", "variables_of"]
 
 
-def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> Model | None:
+def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> TensorflowModel | None:
     """A Keras model or `tf.Module` with a loss, or a function of the tensors that ``at`` holds; None: neither.
 
     Raises:
@@ -47,10 +46,8 @@ def _of_module(module: tf.Module, loss: Callable[..., Any] | None) -> Tensorflow
         msg = f"a {name} alone has no loss"
         hint = "audit(module, loss=lambda module: tf.reduce_mean((module(x) - y) ** 2))"
         raise ModelContractError(msg, where="audit()", hint=hint)
-    # what `variables` is made of, with the paths
-    found = module._flatten(predicate=lambda x: isinstance(x, tf.Variable), with_path=True)  # noqa: SLF001
-    variables = {".".join(map(str, path)): variable for path, variable in found}
-    trained = {path: v for path, v in variables.items() if v.trainable and v.dtype.is_floating}
+    variables = _variables(module)
+    trained = variables_of(module)
     if not trained:
         msg = f"no variable of the {name} is trainable (was it built?)"
         raise ModelContractError(
@@ -66,6 +63,19 @@ def _of_module(module: tf.Module, loss: Callable[..., Any] | None) -> Tensorflow
             return of_module(module)
 
     return TensorflowModel(function, {path: variable.numpy() for path, variable in trained.items()})
+
+
+def _variables(module: tf.Module) -> dict[str, tf.Variable]:
+    # what `variables` is made of, with the paths
+    found = module._flatten(predicate=lambda x: isinstance(x, tf.Variable), with_path=True)  # noqa: SLF001
+    return {".".join(map(str, path)): variable for path, variable in found}
+
+
+def variables_of(target: Any) -> dict[str, Any]:
+    """The variables of a Keras model or module that are trained, by the names that `adapted` gives them."""
+    if keras_of(target, "tensorflow") is not None:
+        return {variable.path: variable for variable in target.trainable_variables}
+    return {path: v for path, v in _variables(target).items() if v.trainable and v.dtype.is_floating}
 
 
 class _State:

@@ -11,6 +11,7 @@ from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.model import TorchModel, environment
 from gradaudit.backends.torch.operator import TorchOperator, operator
 from gradaudit.backends.torch.recurrent import TorchNetwork
+from gradaudit.backends.torch.step import step_model
 from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
@@ -45,6 +46,12 @@ class TorchBackend:
     def operator(self, function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TorchOperator | None:
         """See `gradaudit.backends.torch.operator`."""
         return operator(function, inputs, seed=seed)
+
+    def step(
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
+    ) -> Model | None:
+        """See `gradaudit.backends.torch.step`."""
+        return step_model(target, step, loss=loss, sizes=sizes)
 
     def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
         """A dense layer on all N*T vectors as one batch."""
