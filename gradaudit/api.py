@@ -158,13 +158,13 @@ def audit_step(
 ) -> AuditReport:
     """Is the gradient that the optimiser sees the derivative of the objective that this training step is meant for?
 
-    PyTorch: what the first optimiser is given, else ``.grad`` after the step; all that the step changes in the module, its
-    optimisers and loss scalers is put back. Keras on TensorFlow: what an optimiser is given, else what the step returns;
-    all variables are put back. JAX, `tf.Module` and NumPy: what the step returns.
+    PyTorch: what the first optimiser is given, else ``.grad`` after the step; all that the step changes in the module,
+    its optimisers and loss scalers is put back. Keras on TensorFlow: what an optimiser is given, else what the step
+    returns; all variables are put back. JAX, `tf.Module` and NumPy: what the step returns.
 
     Args:
-        target: what is trained: a `torch.nn.Module`, a pytree of JAX's arrays, a Keras model or `tf.Module`, an array of
-            NumPy or a dict of them.
+        target: what is trained: a `torch.nn.Module`, a pytree of JAX's arrays, a Keras model or `tf.Module`, an array
+            of NumPy or a dict of them.
         step: target -> the gradient, or a tuple with it; with PyTorch and Keras anything, if it calls backward or an
             optimiser.
         loss: target -> one number, the objective over all the data of the step.
