@@ -201,8 +201,11 @@ class StepVariant:
 class SupportsVariants(Protocol):
     """A training step that can be run differently, to prove what is wrong with it."""
 
-    def variants(self) -> Sequence[StepVariant]:
-        """The same objective, each with one thing about the step changed; see `gradaudit.sites.StepVariant`."""
+    def variants(self) -> Sequence[StepVariant] | None:
+        """The same objective, each with one thing about the step changed, see `gradaudit.sites.StepVariant`.
+
+        Empty: nothing is known of what the step does; its float64 twin has the objective's own gradient. None: no step.
+        """
 
 
 @runtime_checkable

@@ -97,7 +97,10 @@ def chosen(
         found = named(candidate)
         if found is None or set(found) != set(shapes):
             continue
-        arrays = {name: None if g is None else np.asarray(g) for name, g in found.items()}
+        try:
+            arrays = {name: None if g is None else np.asarray(g) for name, g in found.items()}
+        except ValueError:  # no array: a tuple of a loss and a gradient
+            continue
         given = {name: g.shape for name, g in arrays.items() if g is not None}
         if given and all(shape == shapes[name] for name, shape in given.items()):
             return arrays

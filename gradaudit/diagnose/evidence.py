@@ -133,12 +133,15 @@ class Evidence:
             return None
 
     @cached_property
-    def variants(self) -> tuple[StepVariant, ...]:
-        """The training step, run differently; empty where there is none."""
+    def variants(self) -> tuple[StepVariant, ...] | None:
+        """A training step, run differently; None: the model is none."""
+        if not isinstance(self.model, SupportsVariants):
+            return None
         try:
-            return tuple(self.model.variants()) if isinstance(self.model, SupportsVariants) else ()
+            found = self.model.variants()
         except Exception:  # noqa: BLE001  # as in `cuts`
             return ()
+        return None if found is None else tuple(found)
 
     def of(self, variant: StepVariant) -> Tried | None:
         """The experiment: the gradient of a step run differently."""

@@ -109,7 +109,7 @@ def _left(evidence: Evidence) -> str:
 def single_only(evidence: Evidence) -> Finding | None:
     """GA703: the same code in float64 has the right gradient."""
     total = evidence.total
-    if total is None or total.source.reference is None or evidence.variants:
+    if total is None or total.source.reference is None or evidence.variants is not None:
         return None  # the twin of a training step has the gradient of the objective, not the step's
     reference, gradients, wrong = total.source.reference, evidence.baseline.gradients, evidence.wrong()
     off: dict[str, float] = {}

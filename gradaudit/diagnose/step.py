@@ -62,7 +62,7 @@ def leftover(evidence: Evidence) -> Finding | None:
 
 def _proven(evidence: Evidence, kind: str, code: str, title: str, proof: str, remedy: str) -> Finding | None:
     wrong = evidence.wrong()
-    for variant in evidence.variants if wrong else ():
+    for variant in (evidence.variants or ()) if wrong else ():
         tried = evidence.of(variant) if variant.kind == kind else None
         if tried is None or not agree(tried.measured, wrong):
             continue

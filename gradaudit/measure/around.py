@@ -89,11 +89,15 @@ class Around:
         with self._during():
             return self._model.origin() if isinstance(self._model, SupportsOrigin) else None
 
-    def variants(self) -> Sequence[StepVariant]:
-        """The model's step, run differently."""
+    def variants(self) -> Sequence[StepVariant] | None:
+        """The model's step, run differently; None: it is no step."""
         with self._during():
-            found = self._model.variants() if isinstance(self._model, SupportsVariants) else ()
-        return [StepVariant(kind=v.kind, detail=v.detail, model=self._around(v.model)) for v in found]
+            found = self._model.variants() if isinstance(self._model, SupportsVariants) else None
+        return (
+            None
+            if found is None
+            else [StepVariant(kind=v.kind, detail=v.detail, model=self._around(v.model)) for v in found]
+        )
 
     def sizes(self) -> Mapping[str, int]:
         """The model's own sizes."""

@@ -284,7 +284,7 @@ def keras_lstm_detached(faulty):
     class Stacked(keras.Model):
         def __init__(self):
             super().__init__()
-            self.first, self.second = layers.LSTM(4, return_sequences=True), layers.LSTM(3)
+            self.first, self.second = layers.LSTM(4, return_sequences=True, name="first"), layers.LSTM(3, name="second")
 
         def call(self, x):
             h = self.first(x)
@@ -334,7 +334,7 @@ FAULTS = {
         (jax_flax_mean_without_n, "GA501", None),
     ],
     "tensorflow": [
-        (keras_lstm_detached, "GA101", "stacked/lstm/"),
+        (keras_lstm_detached, "GA101", "/first/"),
         (keras_convolution_mean_without_n, "GA501", None),
     ],
 }

@@ -1,7 +1,12 @@
-"""Whole training steps of PyTorch: each fault is named, its right version agrees, and nothing of the user's changes."""
+"""Training steps that return their gradient, or give it to an optimiser of Keras: right ones agree, faults are named.
+
+PyTorch's are in `tests.backends.test_torch_step`. A program returns what `gradaudit.audit_step` takes, positionally and
+by name; ``fault`` is one of its own, or None.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import gradaudit
@@ -9,231 +14,210 @@ from gradaudit import Verdict
 from gradaudit.errors import ModelContractError
 from tests import conftest
 
-if "torch" not in conftest.tested():
-    pytest.skip("torch is not tested here", allow_module_level=True)
-
-import torch
-from torch import nn
-from torch.nn.functional import mse_loss
+TESTED = conftest.tested()
+RNG = np.random.default_rng(0)
+ROWS, TARGET = RNG.standard_normal((10, 4)).astype("float32"), 3 * RNG.standard_normal((10, 1)).astype("float32")
+BATCHES = ((0, 4), (4, 8), (8, 10))
 
 
-@pytest.fixture
-def case():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
-    return net, torch.randn(10, 4), 3 * torch.randn(10, 1)
+def numpy_ranks(fault):
+    """Two ranks, whose gradients are averaged; with the fault, twice."""
+
+    def loss(w):
+        return np.mean((ROWS @ w - TARGET) ** 2)
+
+    def gradient(w, rows):
+        x, y = ROWS[rows], TARGET[rows]
+        return 2 * x.T @ (x @ w - y) / len(x)
+
+    def step(w):
+        halves = [gradient(w, slice(0, 5)), gradient(w, slice(5, 10))]
+        mean = sum(halves) / 2
+        return loss(w), mean / 2 if fault else mean
+
+    return (RNG.standard_normal((4, 1)), step), {"loss": loss, "sizes": {"world size": 2}}
 
 
-def audited(case, step, **options):
-    net, x, y = case
-    return gradaudit.audit_step(net, step, loss=lambda net: mse_loss(net(x), y), **options)
+def numpy_accumulation(fault):
+    """A mean over micro-batches, not divided by their number."""
+
+    def loss(p):
+        return np.mean((ROWS @ p["w"] + p["b"] - TARGET) ** 2)
+
+    def step(p):
+        total = {"w": np.zeros((4, 1)), "b": np.zeros(1)}
+        for rows in (slice(0, 5), slice(5, 10)):
+            error = 2 * (ROWS[rows] @ p["w"] + p["b"] - TARGET[rows]) / 5
+            total = {"w": total["w"] + ROWS[rows].T @ error, "b": total["b"] + error.sum(0)}
+        return total if fault else {n: g / 2 for n, g in total.items()}
+
+    return ({"w": RNG.standard_normal((4, 1)), "b": np.ones(1)}, step), {"loss": loss, "sizes": {"micro-batches": 2}}
 
 
-def wrong(report, code, text=""):
+def jax_net():
+    from jax import numpy as jnp
+
+    tree = {"hidden": jnp.asarray(RNG.standard_normal((4, 5)), "float32"), "out": jnp.ones((5, 1)), "steps": 3}
+
+    def loss(p, rows=slice(None)):
+        return jnp.mean((jnp.tanh(ROWS[rows] @ p["hidden"]) @ p["out"] - TARGET[rows]) ** 2)
+
+    return tree, loss
+
+
+def jax_accumulation(fault):
+    """Micro-batches of a scan, whose sum is not divided by their number."""
+    import jax
+
+    tree, loss = jax_net()
+    weights = {n: p for n, p in tree.items() if n != "steps"}
+
+    @jax.jit
+    def step(p):
+        grads = [jax.grad(loss)(p, slice(a, b)) for a, b in ((0, 5), (5, 10))]
+        return loss(p), jax.tree.map(lambda a, b: (a + b) / (1 if fault else 2), *grads)
+
+    return (weights, step), {"loss": loss, "sizes": {"micro-batches": 2}}
+
+
+def jax_clipped(fault):
+    """A chain of transformations as optax has it, clipped by global norm 1; 1e6 is not reached."""
+    import jax
+    from jax import numpy as jnp
+
+    tree, loss = jax_net()
+    weights = {n: p for n, p in tree.items() if n != "steps"}
+
+    def step(p):
+        value, grads = jax.value_and_grad(loss)(p)
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
+        limit = 1.0 if fault else 1e6
+        return value, jax.tree.map(lambda g: g * jnp.minimum(1, limit / norm), grads)
+
+    return (weights, step), {"loss": loss}
+
+
+def keras_net():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)])
+    return net, lambda net: keras.ops.mean((net(ROWS) - TARGET) ** 2)
+
+
+def keras_apply(fault):
+    """A step of one's own that applies its gradients; with the fault the optimiser clips them by norm 0.1."""
+    import keras
+    import tensorflow as tf
+
+    net, loss = keras_net()
+    optimizer = keras.optimizers.Adam(global_clipnorm=0.1 if fault else None)
+    optimizer.build(net.trainable_variables)
+
+    @tf.function
+    def step(net):
+        with tf.GradientTape() as tape:
+            value = loss(net)
+        grads = tape.gradient(value, net.trainable_variables)
+        optimizer.apply_gradients(zip(grads, net.trainable_variables, strict=True))
+        return value
+
+    return (net, step), {"loss": loss}
+
+
+def keras_train_step(fault):
+    """The model's own ``train_step``; with the fault on a loss that is a sum, where the mean is meant."""
+    import keras
+    import tensorflow as tf
+
+    net, loss = keras_net()
+    own = keras.losses.MeanSquaredError(reduction="sum" if fault else "sum_over_batch_size")
+    net.compile(optimizer="sgd", loss=own, metrics=["mae"])
+    data = tf.constant(ROWS), tf.constant(TARGET)
+    return (net, lambda net: net.train_step(data)), {"loss": loss, "sizes": {"batch": 10}}
+
+
+def tensorflow_module(fault):
+    """A `tf.Module` whose step returns its gradients as a list, the mean of unequal micro-batches' means."""
+    import tensorflow as tf
+
+    class Net(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = tf.Variable(RNG.standard_normal((4, 1)), dtype=tf.float32), tf.Variable([0.5])
+
+    def loss(net, rows=slice(None)):
+        return tf.reduce_mean((ROWS[rows] @ net.a + net.b - TARGET[rows]) ** 2)
+
+    def step(net):
+        total = [0.0, 0.0]
+        for start, stop in BATCHES:
+            with tf.GradientTape() as tape:
+                value = loss(net, slice(start, stop))
+            weight = 1 / 3 if fault else (stop - start) / 10
+            grads = tape.gradient(value, [net.a, net.b])
+            total = [t + weight * g for t, g in zip(total, grads, strict=True)]
+        return value, total
+
+    return (Net(), step), {"loss": loss}
+
+
+#: By framework: the program, and what names its fault; None: nothing does, it is seen.
+STEPS = {
+    "numpy": [(numpy_ranks, "1 / world size, 2"), (numpy_accumulation, "micro-batches, 2")],
+    "jax": [(jax_accumulation, "micro-batches, 2"), (jax_clipped, "GA304")],
+    "tensorflow": [(keras_apply, "GA304"), (keras_train_step, "batch, 10"), (tensorflow_module, None)],
+}
+CASES = [case for framework, cases in STEPS.items() if framework in TESTED for case in cases]
+__test__ = bool(CASES)
+
+
+@pytest.mark.parametrize(("program", "named"), CASES, ids=lambda case: getattr(case, "__name__", ""))
+def test_a_fault_is_seen_and_its_right_version_agrees(program, named):
+    given, options = program(fault=True)
+    report = gradaudit.audit_step(*given, **options)
     assert report.verdict is Verdict.DISAGREE, str(report)
-    assert report.findings[0].code == code, str(report)
-    assert text in str(report.findings[0]), str(report)
-
-
-def accumulated(case, bounds, weight):
-    _, x, y = case
-
-    def step(net):
-        for a, b in bounds:
-            (mse_loss(net(x[a:b]), y[a:b]) * weight(b - a)).backward()
-
-    return step
-
-
-def test_unequal_micro_batches(case):
-    bounds = ((0, 4), (4, 8), (8, 10))
-    report = audited(case, accumulated(case, bounds, lambda n: 1 / 3))
-    wrong(report, "GA302", "micro-batch 3 (2 of 10 rows) counts 1.67 times")
-    assert audited(case, accumulated(case, bounds, lambda n: n / 10)).verdict is Verdict.AGREE
-
-
-def test_missing_division(case):
-    report = audited(case, accumulated(case, ((0, 5), (5, 10)), lambda n: 1))
-    wrong(report, "GA301", "micro-batches")
-    assert audited(case, accumulated(case, ((0, 5), (5, 10)), lambda n: 0.5)).verdict is Verdict.AGREE
-
-
-def test_two_ranks_divided_twice(case):
-    _, x, y = case
-
-    def ranks(times):
-        def step(net):
-            mse_loss(net(x), y).backward()
-            for p in net.parameters():
-                p.grad /= 2 ** (times - 1)
-
-        return step
-
-    wrong(audited(case, ranks(2), sizes={"world size": 2}), "GA301", "world size")
-    assert audited(case, ranks(1), sizes={"world size": 2}).verdict is Verdict.AGREE
-
-
-def test_leftover_of_another_loss(case):
-    net, x, y = case
-    net(x).square().sum().backward()
-    before = [(p.grad, p.grad.clone()) for p in net.parameters()]
-    wrong(audited(case, lambda net: mse_loss(net(x), y).backward()), "GA806")
-    assert all(p.grad is g and torch.equal(g, v) for p, (g, v) in zip(net.parameters(), before, strict=True))
-    net.zero_grad()
-    assert audited(case, lambda net: mse_loss(net(x), y).backward()).verdict is Verdict.AGREE
-
-
-@pytest.mark.parametrize("zeroed", ["before", "after", "never"])
-def test_zero_grad(case, zeroed):
-    net, x, y = case
-    optimiser = torch.optim.Adam(net.parameters())
-
-    def step(net):
-        if zeroed == "before":
-            optimiser.zero_grad()
-        mse_loss(net(x), y).backward()
-        optimiser.step()
-        if zeroed == "after":
-            optimiser.zero_grad()
-
-    before = [p.detach().clone() for p in net.parameters()]
-    report = audited(case, step)
-    assert all(torch.equal(p, b) and p.grad is None for p, b in zip(net.parameters(), before, strict=True))
-    assert not optimiser.state
-    if zeroed == "never":
-        wrong(report, "GA805", "times 2")
-    else:
-        assert report.verdict is Verdict.AGREE, str(report)
-
-
-@pytest.mark.parametrize("unscaled", [False, True])
-def test_clip_and_scale(case, unscaled):
-    net, x, y = case
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-
-    def step(net):
-        optimiser.zero_grad()
-        scaler.scale(mse_loss(net(x), y)).backward()
-        if unscaled:
-            scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(net.parameters(), 1e3 if unscaled else 1.0)
-        scaler.step(optimiser)
-        scaler.update()
-
-    report = audited(case, step)
-    if unscaled:
-        assert report.verdict is Verdict.AGREE, str(report)
-    else:
-        wrong(report, "GA307", "while scaled by 1024")
-    step(net)  # the scaler still works
-
-
-def test_everything_is_put_back_after_an_exception(case):
-    net, x, y = case
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-    before = [p.detach().clone() for p in net.parameters()]
-    backward = torch.autograd.backward
-
-    def step(net):
-        mse_loss(net(x), y).backward()
-        optimiser.step()
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        audited(case, step)
-    assert all(torch.equal(p, b) and p.grad is None for p, b in zip(net.parameters(), before, strict=True))
-    assert torch.autograd.backward is backward
-
-
-def test_dropout_and_batch_norm_in_train_mode():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 1))
-    x, y = torch.randn(10, 4), torch.randn(10, 1)
-    buffers = [b.clone() for b in net.buffers()]
-    report = audited((net, x, y), lambda net: mse_loss(net(x), y).backward())
-    assert report.verdict is Verdict.AGREE, str(report)
-    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
-
-
-def test_a_momentum_that_is_there_is_put_back(case):
-    net, x, y = case
-    optimiser = torch.optim.Adam(net.parameters())
-
-    def step(net):
-        optimiser.zero_grad()
-        mse_loss(net(x), y).backward()
-        optimiser.step()
-
-    step(net)
-    kept = [(v, v.clone()) for state in optimiser.state.values() for v in state.values()]
-    assert audited(case, step).verdict is Verdict.AGREE
-    now = [v for state in optimiser.state.values() for v in state.values()]
-    assert all(v is old and torch.equal(v, value) for v, (old, value) in zip(now, kept, strict=True))
-
-
-def test_one_percent_in_one_tensor_is_found(case):
-    _net, x, y = case
-
-    def step(net):
-        mse_loss(net(x), y).backward()
-        net[0].weight.grad *= 1.01
-
-    report = audited(case, step)
-    assert report.verdict is Verdict.DISAGREE
-    assert report.findings[0].parameters == ("0.weight",), str(report)
-
-
-def test_a_clip_that_bites_is_named(case):
-    _net, x, y = case
-
-    def step(net):
-        mse_loss(net(x), y).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 0.01)
-
-    report = audited(case, step)
-    wrong(report, "GA307")
-    assert "scaled" not in report.findings[0].title
-
-
-def test_dropout_in_a_whole_iteration():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 1))
-    x, y = torch.randn(10, 4), torch.randn(10, 1)
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-
-    def step(net):
-        optimiser.zero_grad()
-        mse_loss(net(x), y).backward()
-        optimiser.step()
-
-    report = audited((net, x, y), step)
+    if named is not None:
+        assert named in str(report.findings[0]), str(report)
+    given, options = program(fault=False)
+    report = gradaudit.audit_step(*given, **options)
     assert report.verdict is Verdict.AGREE, str(report)
 
 
-def test_two_faults_are_not_proven_to_be_one(case):
-    net, _, _ = case
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-    accumulate = accumulated(case, ((0, 7), (7, 10)), lambda n: 1 / 2)
-
-    def step(net):
-        accumulate(net)
-        optimiser.step()
-
-    report = audited(case, step)
-    assert report.verdict is Verdict.DISAGREE
-    assert not {"GA302", "GA805"} & {f.code for f in report.findings}, str(report)
+@pytest.mark.parametrize("returned", [None, 3.0, {"w": np.ones(2)}])
+@pytest.mark.parametrize("framework", [name for name in STEPS if name in TESTED])
+def test_a_step_without_a_gradient(framework, returned):
+    program = STEPS[framework][-1][0]
+    (target, _), options = program(fault=False)
+    with pytest.raises(ModelContractError, match="gradient"):
+        gradaudit.audit_step(target, lambda target: returned, **options)
 
 
-def test_a_closure_is_refused(case):
-    net, x, y = case
-    optimiser = torch.optim.LBFGS(net.parameters())
+class TestKeras:
+    __test__ = "tensorflow" in TESTED
 
-    def closure():
-        optimiser.zero_grad()
-        loss = mse_loss(net(x), y)
-        loss.backward()
-        return loss
+    @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+    @pytest.mark.parametrize("program", [keras_apply, keras_train_step])
+    def test_nothing_is_updated(self, program, error):
+        import keras
+        import tensorflow as tf
 
-    with pytest.raises(ModelContractError, match="closure"):
-        audited(case, lambda net: optimiser.step(closure))
+        (net, step), options = program(fault=True)
+        optimizers = [net.optimizer] if getattr(net, "optimizer", None) is not None else []
+        every = [*net.variables, *net.metrics_variables, *(v for o in optimizers for v in o.variables)]
+        before = [v.numpy() for v in every]
+        apply = keras.optimizers.Optimizer.apply
+
+        def failing(net):
+            step(net)
+            if error is not None:
+                raise error
+
+        if error is None:
+            gradaudit.audit_step(net, failing, **options)
+        else:
+            with pytest.raises(error):
+                gradaudit.audit_step(net, failing, **options)
+        assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, every, strict=True))
+        assert keras.optimizers.Optimizer.apply is apply
+        assert not tf.config.functions_run_eagerly()

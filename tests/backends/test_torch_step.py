@@ -1,0 +1,245 @@
+"""Whole training steps of PyTorch: each fault is named, its right version agrees, and nothing of the user's changes."""
+
+from __future__ import annotations
+
+import pytest
+
+import gradaudit
+from gradaudit import Verdict
+from gradaudit.errors import AmbiguousBackendError, ModelContractError
+from tests import conftest
+
+#: Collected where torch is tested, unknown elsewhere: nothing is skipped silently.
+__test__ = "torch" in conftest.tested()
+
+if __test__:
+    import torch
+    from torch import nn
+    from torch.nn.functional import mse_loss
+
+
+@pytest.fixture
+def case():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+    return net, torch.randn(10, 4), 3 * torch.randn(10, 1)
+
+
+def audited(case, step, **options):
+    net, x, y = case
+    return gradaudit.audit_step(net, step, loss=lambda net: mse_loss(net(x), y), **options)
+
+
+def wrong(report, code, text=""):
+    assert report.verdict is Verdict.DISAGREE, str(report)
+    assert report.findings[0].code == code, str(report)
+    assert text in str(report.findings[0]), str(report)
+
+
+def accumulated(case, bounds, weight):
+    _, x, y = case
+
+    def step(net):
+        for a, b in bounds:
+            (mse_loss(net(x[a:b]), y[a:b]) * weight(b - a)).backward()
+
+    return step
+
+
+def test_unequal_micro_batches(case):
+    bounds = ((0, 4), (4, 8), (8, 10))
+    report = audited(case, accumulated(case, bounds, lambda n: 1 / 3))
+    wrong(report, "GA302", "micro-batch 3 (2 of 10 rows) counts 1.67 times")
+    assert audited(case, accumulated(case, bounds, lambda n: n / 10)).verdict is Verdict.AGREE
+
+
+def test_missing_division(case):
+    report = audited(case, accumulated(case, ((0, 5), (5, 10)), lambda n: 1))
+    wrong(report, "GA301", "micro-batches")
+    assert audited(case, accumulated(case, ((0, 5), (5, 10)), lambda n: 0.5)).verdict is Verdict.AGREE
+
+
+def test_two_ranks_divided_twice(case):
+    _, x, y = case
+
+    def ranks(times):
+        def step(net):
+            mse_loss(net(x), y).backward()
+            for p in net.parameters():
+                p.grad /= 2 ** (times - 1)
+
+        return step
+
+    wrong(audited(case, ranks(2), sizes={"world size": 2}), "GA301", "world size")
+    assert audited(case, ranks(1), sizes={"world size": 2}).verdict is Verdict.AGREE
+
+
+def test_leftover_of_another_loss(case):
+    net, x, y = case
+    net(x).square().sum().backward()
+    before = [(p.grad, p.grad.clone()) for p in net.parameters()]
+    wrong(audited(case, lambda net: mse_loss(net(x), y).backward()), "GA806")
+    assert all(p.grad is g and torch.equal(g, v) for p, (g, v) in zip(net.parameters(), before, strict=True))
+    net.zero_grad()
+    assert audited(case, lambda net: mse_loss(net(x), y).backward()).verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize("zeroed", ["before", "after", "never"])
+def test_zero_grad(case, zeroed):
+    net, x, y = case
+    optimiser = torch.optim.Adam(net.parameters())
+
+    def step(net):
+        if zeroed == "before":
+            optimiser.zero_grad()
+        mse_loss(net(x), y).backward()
+        optimiser.step()
+        if zeroed == "after":
+            optimiser.zero_grad()
+
+    before = [p.detach().clone() for p in net.parameters()]
+    report = audited(case, step)
+    assert all(torch.equal(p, b) and p.grad is None for p, b in zip(net.parameters(), before, strict=True))
+    assert not optimiser.state
+    if zeroed == "never":
+        wrong(report, "GA805", "times 2")
+    else:
+        assert report.verdict is Verdict.AGREE, str(report)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_clip_and_scale(case, unscaled):
+    net, x, y = case
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def step(net):
+        optimiser.zero_grad()
+        scaler.scale(mse_loss(net(x), y)).backward()
+        if unscaled:
+            scaler.unscale_(optimiser)
+        nn.utils.clip_grad_norm_(net.parameters(), 1e3 if unscaled else 1.0)
+        scaler.step(optimiser)
+        scaler.update()
+
+    report = audited(case, step)
+    if unscaled:
+        assert report.verdict is Verdict.AGREE, str(report)
+    else:
+        wrong(report, "GA307", "while scaled by 1024")
+    step(net)  # the scaler still works
+
+
+def test_everything_is_put_back_after_an_exception(case):
+    net, x, y = case
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in net.parameters()]
+    backward = torch.autograd.backward
+
+    def step(net):
+        mse_loss(net(x), y).backward()
+        optimiser.step()
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        audited(case, step)
+    assert all(torch.equal(p, b) and p.grad is None for p, b in zip(net.parameters(), before, strict=True))
+    assert torch.autograd.backward is backward
+
+
+def test_dropout_and_batch_norm_in_train_mode():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 1))
+    x, y = torch.randn(10, 4), torch.randn(10, 1)
+    buffers = [b.clone() for b in net.buffers()]
+    report = audited((net, x, y), lambda net: mse_loss(net(x), y).backward())
+    assert report.verdict is Verdict.AGREE, str(report)
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
+
+
+def test_a_momentum_that_is_there_is_put_back(case):
+    net, x, y = case
+    optimiser = torch.optim.Adam(net.parameters())
+
+    def step(net):
+        optimiser.zero_grad()
+        mse_loss(net(x), y).backward()
+        optimiser.step()
+
+    step(net)
+    kept = [(v, v.clone()) for state in optimiser.state.values() for v in state.values()]
+    assert audited(case, step).verdict is Verdict.AGREE
+    now = [v for state in optimiser.state.values() for v in state.values()]
+    assert all(v is old and torch.equal(v, value) for v, (old, value) in zip(now, kept, strict=True))
+
+
+def test_one_percent_in_one_tensor_is_found(case):
+    _net, x, y = case
+
+    def step(net):
+        mse_loss(net(x), y).backward()
+        net[0].weight.grad *= 1.01
+
+    report = audited(case, step)
+    assert report.verdict is Verdict.DISAGREE
+    assert report.findings[0].parameters == ("0.weight",), str(report)
+
+
+def test_a_clip_that_bites_is_named(case):
+    _net, x, y = case
+
+    def step(net):
+        mse_loss(net(x), y).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+
+    report = audited(case, step)
+    wrong(report, "GA307")
+    assert "scaled" not in report.findings[0].title
+
+
+def test_dropout_in_a_whole_iteration():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 1))
+    x, y = torch.randn(10, 4), torch.randn(10, 1)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def step(net):
+        optimiser.zero_grad()
+        mse_loss(net(x), y).backward()
+        optimiser.step()
+
+    report = audited((net, x, y), step)
+    assert report.verdict is Verdict.AGREE, str(report)
+
+
+def test_two_faults_are_not_proven_to_be_one(case):
+    net, _, _ = case
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    accumulate = accumulated(case, ((0, 7), (7, 10)), lambda n: 1 / 2)
+
+    def step(net):
+        accumulate(net)
+        optimiser.step()
+
+    report = audited(case, step)
+    assert report.verdict is Verdict.DISAGREE
+    assert not {"GA302", "GA805"} & {f.code for f in report.findings}, str(report)
+
+
+def test_a_closure_is_refused(case):
+    net, x, y = case
+    optimiser = torch.optim.LBFGS(net.parameters())
+
+    def closure():
+        optimiser.zero_grad()
+        loss = mse_loss(net(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ModelContractError, match="closure"):
+        audited(case, lambda net: optimiser.step(closure))
+
+
+def test_a_target_that_nobody_trains():
+    with pytest.raises(AmbiguousBackendError, match="a training step of a str"):
+        gradaudit.audit_step("net", lambda net: net, loss=lambda net: 0.0)
