@@ -17,9 +17,15 @@ _MOST_ROWS = 20
 
 
 def text(report: AuditReport) -> str:
-    """The whole report: headline, a row a parameter, findings; of several models, one table and then each."""
+    """The whole report: headline, a row a parameter, findings; of several models or modes, one table and then each.
+
+    A mode of an operator that agrees has said all in its row.
+    """
     if report.parts:
-        return "\n\n".join([_across(report), *(text(part) for part in report.parts)])
+        several = (
+            report.parts if report.ports else [p for p in report.parts if p.verdict.value != "AGREE" or p.findings]
+        )
+        return "\n\n".join([_across(report) if report.ports else _modes(report), *map(text, several)])
     lines = [headline(report)]
     if report.verdict.value == "AGREE" and not report.findings:
         lines += ["", *_would_have_been_seen(report)]
@@ -123,10 +129,17 @@ def _across(report: AuditReport) -> str:
     verdicts = [["model", "verdict", "evaluations", "time"]]
     verdicts += [[_shorten(p.target), str(p.verdict), str(p.evaluations), f"{p.seconds:.2f} s"] for p in report.parts]
     lines = [f"{report.verdict}   {report.target}", "", *table(verdicts, right=(2, 3))]
-    if report.ports:
-        lines += ["", *ports_table(report.ports)]
-    if report.remarks:
-        lines.append("")
+    return "\n".join([*lines, "", *ports_table(report.ports)])
+
+
+def _modes(report: AuditReport) -> str:
+    """An operator: a row a mode, and what is not offered."""
+    rows = [["mode", "verdict", "would have seen", "evaluations", "time", "numeric"]]
+    for part in report.parts:
+        coarsest = max((p.resolution for p in part.parameters), default=math.inf)
+        cells = [str(part.verdict), number(coarsest), str(part.evaluations), f"{part.seconds:.2f} s", part.source]
+        rows.append([part.target, *cells])
+    lines = [f"{report.verdict}   {_shorten(report.target)}", "", *table(rows, right=(2, 3, 4))]
     for remark in report.remarks:
-        lines += textwrap.wrap(remark, _WIDTH, initial_indent="  ", subsequent_indent="  ")
+        lines += ["", *textwrap.wrap(remark, _WIDTH, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines)

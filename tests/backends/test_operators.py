@@ -152,6 +152,16 @@ class TestOperators:
         with pytest.raises(AmbiguousBackendError, match="cannot audit a function of int"):
             audit_operator(lambda x: x, 3)
 
+    def test_the_report_has_a_row_for_each_mode(self, name):
+        own = programs.words(name)
+        rule = own.with_vjp(lambda own, x: own.sin(x), lambda own, x, g: 1.1 * g * own.cos(x))
+        lines = str(audit_operator(rule, given(name, X), name="rule")).splitlines()
+        assert lines[0] == "DISAGREE   rule"
+        assert lines[3].split()[:2] == ["reverse", "DISAGREE"]
+        assert all(len(line) <= 100 for line in lines)
+        agreeing = str(audit_operator(own.tanh, given(name, X), modes=["reverse"])).splitlines()
+        assert len(agreeing) == 4  # headline, blank, head, row
+
     def test_the_report_survives_json(self, name):
         own = programs.words(name)
         report = audit_operator(own.tanh, given(name, X), modes=["reverse"])

@@ -107,12 +107,13 @@ def torch_module(*, compiled=False, trained=False):
     return Subject("torch", audit, lambda: _module(net, optimizer))
 
 
-def _module(net, optimizer):
+def _module(net, optimizer, *, counted=True):
+    """All that can be seen; ``counted``: also how often each tensor was written to, which a step that updates does."""
     hooks = [name for name in vars(net) if name.endswith("_hooks")]
     return {
-        "parameters": [(n, id(p), _tensor(p), p.requires_grad) for n, p in net.named_parameters()],
-        "gradients": [None if p.grad is None else (id(p.grad), _tensor(p.grad)) for p in net.parameters()],
-        "buffers": [(n, id(b), _tensor(b)) for n, b in net.named_buffers()],
+        "parameters": [(n, id(p), _tensor(p, counted), p.requires_grad) for n, p in net.named_parameters()],
+        "gradients": [None if p.grad is None else (id(p.grad), _tensor(p.grad, counted)) for p in net.parameters()],
+        "buffers": [(n, id(b), _tensor(b, counted)) for n, b in net.named_buffers()],
         "modes": [(id(m), m.training) for m in net.modules()],
         "hooks": [[len(getattr(m, name)) for name in hooks] for m in net.modules()],
         "attributes": [[*vars(m)] for m in net.modules()],
@@ -121,8 +122,8 @@ def _module(net, optimizer):
     }
 
 
-def _tensor(x):
-    return x.detach().numpy().tobytes(), x.dtype, x._version, x.grad_fn
+def _tensor(x, counted=True):
+    return x.detach().numpy().tobytes(), x.dtype, x._version if counted else None, x.grad_fn
 
 
 def torch_function():
@@ -156,6 +157,47 @@ def torch_function():
     return Subject("torch", audit, seen)
 
 
+def torch_step():
+    """A whole iteration: scaled, clipped, stepped; ``zero_grad`` forgotten."""
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 1))
+    net.cache = []
+    optimizer = torch.optim.Adam(net.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    x, y = torch.from_numpy(ROWS), torch.from_numpy(TARGET)
+
+    def audit(called):
+        def step(net):
+            called()
+            scaler.scale(torch.nn.functional.mse_loss(net(x), y)).backward()
+            called()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            called()
+
+        return gradaudit.audit_step(net, step, loss=lambda net: torch.nn.functional.mse_loss(net(x), y))
+
+    return Subject("torch", audit, lambda: (_module(net, optimizer, counted=False), str(scaler.state_dict())))
+
+
+def torch_operator():
+    import torch
+
+    x, w = torch.randn(4, 3, requires_grad=True), torch.randn(3)
+    x.grad = torch.ones(4, 3)
+
+    def audit(called):
+        def operator(x, w):
+            called()
+            return (x.clone().mul_(2) * w).sin() * x.detach()
+
+        return gradaudit.audit_operator(operator, x, w)
+
+    return Subject("torch", audit, lambda: [(id(t), _tensor(t), t.requires_grad, id(t.grad)) for t in (x, w)])
+
+
 # ---------------------------------------------------------------- JAX
 
 
@@ -174,6 +216,41 @@ def jax_pytree():
         return gradaudit.audit(loss, at)
 
     return Subject("jax", audit, lambda: [(id(leaf), np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(at)])
+
+
+def jax_step():
+    import jax
+    from jax import numpy as jnp
+
+    weights = {"w": jnp.ones((4, 1)), "b": jnp.zeros(1)}
+
+    def loss(p):
+        return jnp.mean((ROWS @ p["w"] + p["b"] - TARGET) ** 2)
+
+    def audit(called):
+        def step(p):
+            called()
+            return jax.tree.map(lambda g: 2 * g, jax.grad(loss)(p))
+
+        return gradaudit.audit_step(weights, step, loss=loss)
+
+    return Subject("jax", audit, lambda: [(id(x), np.asarray(x).tobytes()) for x in weights.values()])
+
+
+def jax_operator():
+    import jax
+    from jax import numpy as jnp
+
+    x = jnp.arange(6.0)
+
+    def audit(called):
+        def operator(x):
+            called()
+            return jnp.sin(x) * jax.lax.stop_gradient(x)
+
+        return gradaudit.audit_operator(operator, x)
+
+    return Subject("jax", audit, lambda: (id(x), np.asarray(x).tobytes()))
 
 
 def jax_equinox():
@@ -280,16 +357,52 @@ def tensorflow_function():
     return Subject("tensorflow", audit, lambda: [(id(x), x.numpy().tobytes()) for x in at])
 
 
+def tensorflow_operator():
+    import tensorflow as tf
+
+    x = tf.Variable([1.0, 2.0, 3.0])
+
+    def audit(called):
+        def operator(x):
+            called()
+            return tf.sin(x) * tf.stop_gradient(x)
+
+        return gradaudit.audit_operator(operator, x)
+
+    return Subject("tensorflow", audit, lambda: (id(x), x.numpy().tobytes()))
+
+
+def numpy_step():
+    w = RNG.standard_normal((4, 1))
+
+    def audit(called):
+        def step(w):
+            called()
+            return 3 * ROWS.T @ (ROWS @ w - TARGET) / 8
+
+        return gradaudit.audit_step(w, step, loss=lambda w: np.mean((ROWS @ w - TARGET) ** 2))
+
+    return Subject("numpy", audit, lambda: (w.tobytes(), w.flags.writeable))
+
+
 SUBJECTS = {
-    "numpy": {"a pair": numpy_pair, "named arrays": numpy_named},
+    "numpy": {"a pair": numpy_pair, "named arrays": numpy_named, "a step": numpy_step},
     "torch": {
         "a module": torch_module,
         "a module in training": lambda: torch_module(trained=True),
         "a compiled module": lambda: torch_module(compiled=True),
         "a function": torch_function,
+        "a step": torch_step,
+        "an operator": torch_operator,
     },
-    "jax": {"a pytree": jax_pytree, "equinox": jax_equinox, "flax nnx": jax_nnx},
-    "tensorflow": {"a keras model": keras_model, "a function": tensorflow_function},
+    "jax": {
+        "a pytree": jax_pytree,
+        "equinox": jax_equinox,
+        "flax nnx": jax_nnx,
+        "a step": jax_step,
+        "an operator": jax_operator,
+    },
+    "tensorflow": {"a keras model": keras_model, "a function": tensorflow_function, "an operator": tensorflow_operator},
 }
 CASES = [(framework, name) for framework, found in SUBJECTS.items() if framework in TESTED for name in found]
 
@@ -327,7 +440,7 @@ def test_all_is_as_before_when_the_users_code_raises(subject, error):
         return calls["n"]
 
     total = run()
-    assert total > 2
+    assert total >= 2
     before, outside = subject.seen(), watched(subject.framework)
     for fails in (1, total // 2, total):
         calls["fails"] = fails
