@@ -2,11 +2,12 @@
 
     python benchmarks/operators.py [--frameworks torch jax tensorflow] [--dtypes float32 float64] [--names PART] [--own]
 
-The lists are operators_torch.txt, operators_jax.txt and operators_tensorflow.txt: name, inputs, expression. Each operator
-is judged as it is; with its vector-Jacobian product times 1.01; and with one entry of it, the largest, off by 10 %. The
-wrong ones are made by the framework's own means: an autograd.Function, a custom_vjp, a tf.custom_gradient. An operator
-whose gradient is zero has none. ``--own`` asks the framework's own checker, too: gradcheck (slow and fast), check_grads,
-compute_gradient with 1e-3. Evaluations are calls of the function, a batch of n points counts n.
+The lists are operators_torch.txt, operators_jax.txt and operators_tensorflow.txt: name, inputs, expression. Each
+operator is judged as it is; with its vector-Jacobian product times 1.01; and with one entry of it, the largest, off by
+10 %. The wrong ones are made by the framework's own means: an autograd.Function, a custom_vjp, a tf.custom_gradient. An
+operator whose gradient is zero has none. ``--own`` asks the framework's own checker, too: gradcheck (slow and fast),
+check_grads, compute_gradient with 1e-3. Evaluations are calls of the function, a batch of n points counts n; gradients
+that gradaudit takes beside them (3 to 5) are not in it.
 """
 
 from __future__ import annotations
@@ -135,7 +136,14 @@ class Jax:
         import jax
 
         self.jax = jax
-        self.names = {"jax": jax, "jnp": jax.numpy, "lax": jax.lax, "nn": jax.nn, "np": np, "special": jax.scipy.special}
+        self.names = {
+            "jax": jax,
+            "jnp": jax.numpy,
+            "lax": jax.lax,
+            "nn": jax.nn,
+            "np": np,
+            "special": jax.scipy.special,
+        }
 
     def given(self, arrays):
         return [self.jax.numpy.asarray(a) for a in arrays]
@@ -265,7 +273,8 @@ def run(name, dtypes, part, own):
                     tally = tallies[dtype, version, "gradaudit"]
                     tally.seconds += time.perf_counter() - started
                     tally.evaluations.append(report.evaluations)
-                    said = f"{case.name} ({report.parts[0].source}; {max((p.resolution for p in report.parts[0].parameters), default=0):.1e})"
+                    coarsest = max((p.resolution for p in report.parts[0].parameters), default=0)
+                    said = f"{case.name} ({report.parts[0].source}; {coarsest:.1e})"
                     if report.verdict is Verdict.INCONCLUSIVE:
                         tally.open.append(said)
                     elif (report.verdict is Verdict.AGREE) == right:
@@ -294,12 +303,15 @@ def _own(framework, function, xs):
 
 def _print(name, n, tallies, fewer):
     print(f"\n{name}: {n} operators")
-    print(f"  {'dtype':8} {'version':10} {'checker':18} {'right':>6} {'wrong':>6} {'open':>5} {'evaluations':>12} {'seconds':>8}")
-    for (dtype, version, checker), t in sorted(tallies.items(), key=lambda item: (item[0][0], VERSIONS.index(item[0][1]))):
+    head = f"{'right':>6} {'wrong':>6} {'open':>5} {'evaluations':>12} {'seconds':>8}"
+    print(f"  {'dtype':8} {'version':10} {'checker':18} {head}")
+    order = lambda item: (item[0][0], VERSIONS.index(item[0][1]))  # noqa: E731
+    for (dtype, version, checker), t in sorted(tallies.items(), key=order):
         mean = np.mean(t.evaluations) if t.evaluations else 0
-        row = f"  {dtype:8} {version:10} {checker:18} {t.right:6} {len(t.wrong):6} {len(t.open):5} {mean:12.0f} {t.seconds:8.1f}"
+        numbers = f"{t.right:6} {len(t.wrong):6} {len(t.open):5} {mean:12.0f} {t.seconds:8.1f}"
         less, of = fewer.get((dtype, version, checker), (0, 0))
-        print(row + (f"   gradaudit took fewer in {less} of {of}" if of else ""))
+        beside = f"   gradaudit took fewer in {less} of {of}" if of else ""
+        print(f"  {dtype:8} {version:10} {checker:18} {numbers}{beside}")
     for (dtype, version, checker), t in tallies.items():
         if checker == "gradaudit" and (t.wrong or t.open):
             print(f"  {dtype}, {version}: WRONG {'; '.join(t.wrong) or 'none'}; OPEN {'; '.join(t.open) or 'none'}")

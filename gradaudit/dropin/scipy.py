@@ -23,7 +23,7 @@ def check_grad(
 ) -> float:
     """The 2-norm of the difference between a gradient and the numeric one.
 
-    What the numeric one is not sure of is no difference: 0.0 means that none is seen.
+    A difference within the estimated error of the numeric one counts as none; rounding may leave 1e-13 of it.
 
     Args:
         func: of x0 and args, returns a number, or several.

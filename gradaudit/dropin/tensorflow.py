@@ -45,7 +45,7 @@ def compute_gradient(
 def max_error(grad1: Sequence[Array], grad2: Sequence[Array]) -> float:
     """The largest difference of an entry between two lists of arrays."""
     gaps = [np.abs(a - b).max() for a, b in zip(grad1, grad2, strict=True) if a.size or b.size]
-    return float(max(gaps, default=0.0))
+    return float(np.max(gaps, initial=0.0))  # NaN stays NaN
 
 
 def _analytic(f: Callable[..., Any], tensors: Sequence[Any], i: int) -> Array:
@@ -62,8 +62,11 @@ def _analytic(f: Callable[..., Any], tensors: Sequence[Any], i: int) -> Array:
             rows[k] = _parts(np.asarray(tf.convert_to_tensor(gradient)))
     if not n_outputs and size:
         gradient = tape.gradient(y, tensors[i], output_gradients=tf.zeros_like(y))
+        if gradient is not None and gradient.shape != tensors[i].shape:
+            msg = f"Empty gradient has wrong shape: expected {tensors[i].shape}, got {gradient.shape}"
+            raise ValueError(msg)
         if gradient is not None and np.any(np.asarray(tf.convert_to_tensor(gradient))):
-            msg = "Empty tensor has nonzero gradient."
+            msg = "Empty tensor with nonzero gradients"
             raise ValueError(msg)
     return rows
 

@@ -22,6 +22,7 @@ from torch.autograd.gradcheck import (
 from gradaudit import api
 from gradaudit.compare import Verdict
 from gradaudit.dropin.translate import failures, significant
+from gradaudit.errors import NotOfferedError, OptionError
 from gradaudit.report import AuditReport
 
 __all__ = ["GradcheckError", "gradcheck", "gradgradcheck"]
@@ -139,6 +140,7 @@ def gradgradcheck(
         ValueError: no input requires a gradient.
         AssertionError: nothing is to be checked.
     """
+    del eps, atol, fast_mode
     if not (check_fwd_over_rev or check_rev_over_rev):
         msg = "Expected at least one of check_fwd_over_rev or check_rev_over_rev to be True"
         raise AssertionError(msg)
@@ -147,38 +149,60 @@ def gradgradcheck(
         weights = tuple(_random_like(y, contiguous=not gen_non_contig_grad_outputs) for y in _outputs(func(*given)))
     else:
         weights = (grad_outputs,) if isinstance(grad_outputs, Tensor) else tuple(grad_outputs)
-    chosen = [i for i, x in enumerate(given) if _is_checked(x)]
+    gradient = _Gradient(func, given)
+    passed = True
+    if check_rev_over_rev:
+        passed = gradcheck(
+            gradient.recorded,
+            (*given, *weights),
+            rtol=rtol,
+            raise_exception=raise_exception,
+            nondet_tol=nondet_tol,
+            check_undefined_grad=check_undefined_grad,
+            check_grad_dtypes=check_grad_dtypes,
+            check_batched_grad=check_batched_grad,
+            masked=masked,
+        )
+    if passed and check_fwd_over_rev:
+        passed = gradcheck(
+            gradient.transformed,
+            (*given, *weights),
+            rtol=rtol,
+            raise_exception=raise_exception,
+            nondet_tol=nondet_tol,
+            check_forward_ad=True,
+            check_backward_ad=False,
+        )
+    return passed
 
-    def gradient(*arguments: Any) -> tuple[Tensor, ...]:
-        xs = list(arguments[: len(given)])
-        for i in chosen:
-            xs[i] = xs[i] if xs[i].requires_grad else xs[i].detach().requires_grad_()
+
+class _Gradient:
+    """The gradient of a function as a function of its inputs, followed by the gradients of its outputs."""
+
+    def __init__(self, func: Callable[..., Any], inputs: Sequence[Any]) -> None:
+        self._func, self._n = func, len(inputs)
+        self._chosen = [i for i, x in enumerate(inputs) if _is_checked(x)]
+        self._outputs = [k for k, y in enumerate(_several(func(*inputs))) if _is_checked(y)]
+
+    def recorded(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """By autograd."""
+        xs = [arguments[i] for i in self._chosen]
+        xs = [x if x.requires_grad else x.detach().requires_grad_() for x in xs]
         with torch.enable_grad():
-            found = torch.autograd.grad(
-                _outputs(func(*xs)),
-                [xs[i] for i in chosen],
-                arguments[len(given) :],
-                create_graph=True,
-                allow_unused=True,
-            )
+            outputs = self._of_chosen(arguments, xs)
+            found = torch.autograd.grad(outputs, xs, arguments[self._n :], create_graph=True, allow_unused=True)
         return tuple(g for g in found if g is not None)
 
-    return gradcheck(
-        gradient,
-        (*given, *weights),
-        eps=eps,
-        atol=atol,
-        rtol=rtol,
-        raise_exception=raise_exception,
-        nondet_tol=nondet_tol,
-        check_undefined_grad=check_undefined_grad,
-        check_grad_dtypes=check_grad_dtypes,
-        check_batched_grad=check_batched_grad,
-        check_forward_ad=check_fwd_over_rev,
-        check_backward_ad=check_rev_over_rev,
-        fast_mode=fast_mode,
-        masked=masked,
-    )
+    def transformed(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """By `torch.func.vjp`: forward mode runs inside a transform, where nothing may be told to record."""
+        pull = torch.func.vjp(lambda *xs: self._of_chosen(arguments, xs), *(arguments[i] for i in self._chosen))[1]
+        return tuple(pull(tuple(arguments[self._n :])))
+
+    def _of_chosen(self, arguments: Sequence[Any], xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        every = list(arguments[: self._n])
+        for i, x in zip(self._chosen, xs, strict=True):
+            every[i] = x
+        return tuple(y for k, y in enumerate(_several(self._func(*every))) if k in self._outputs)
 
 
 def _audited(
@@ -201,13 +225,18 @@ def _audited(
     checked = [k for k, y in enumerate(of_chosen(*(inputs[i] for i in chosen))) if _is_checked(y)]
     if not checked:  # nothing to differentiate: right as it is
         return AuditReport(verdict=Verdict.AGREE, target="")
-    report = api.audit_operator(
-        lambda *xs: [y for k, y in enumerate(of_chosen(*xs)) if k in checked],
-        *(inputs[i] for i in chosen),
-        modes=modes,
-        name=getattr(func, "__qualname__", type(func).__name__),
-        significant=significant(rtol),
-    )
+    try:
+        report = api.audit_operator(
+            lambda *xs: [y for k, y in enumerate(of_chosen(*xs)) if k in checked],
+            *(inputs[i] for i in chosen),
+            modes=modes,
+            name=getattr(func, "__qualname__", type(func).__name__),
+            significant=significant(rtol),
+        )
+    except OptionError as error:
+        if isinstance(error.__cause__, NotOfferedError):  # as the original: PyTorch's own error
+            raise error.__cause__.__cause__ or error from error
+        raise
     failed = failures(report, rtol, nondeterministic=nondeterministic)
     if failed:
         raise _error("\n\n".join(map(str, failed)), report)
