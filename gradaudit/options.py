@@ -33,7 +33,7 @@ class AuditOptions:
     Attributes:
         significant: the smallest relative error that matters: AGREE promises that one this large would have been
             seen. A smaller difference that is proven is reported all the same. By default 1e-3, and 1e-2 where
-            float32 losses are all there is.
+            float32 losses are all there is, 5e-2 under `torch.autocast`.
         false_alarm: accepted probability, an audit, that a right gradient is called wrong.
         max_evaluations: forward passes at most; an audit that needs more reports what it has.
         seed: of the probing directions; the same seed probes the same on every backend.

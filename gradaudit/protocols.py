@@ -31,6 +31,7 @@ __all__ = [
     "SupportsEnvironment",
     "SupportsFrozen",
     "SupportsJvp",
+    "SupportsMixedPrecision",
     "SupportsOrigin",
     "SupportsRules",
     "SupportsSizes",
@@ -163,6 +164,14 @@ class SupportsOrigin(Protocol):
 
     def origin(self) -> Origin | None:
         """At the base point, the first operation of the backward pass with finite inputs and a non-finite result."""
+
+
+@runtime_checkable
+class SupportsMixedPrecision(Protocol):
+    """The framework can say that parts of the loss are meant to compute in a narrower format."""
+
+    def narrow(self) -> float | None:
+        """Machine epsilon of that format; None: none is."""
 
 
 @runtime_checkable

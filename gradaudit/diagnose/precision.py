@@ -109,8 +109,9 @@ def _left(evidence: Evidence) -> str:
 def single_only(evidence: Evidence) -> Finding | None:
     """GA703: the same code in float64 has the right gradient."""
     total = evidence.total
-    if total is None or total.source.reference is None or evidence.variants is not None:
-        return None  # the twin of a training step has the gradient of the objective, not the step's
+    if total is None or total.source.reference is None or total.source.narrow or evidence.variants is not None:
+        # a narrower format may be meant; the twin of a training step has the gradient of the objective, not the step's
+        return None
     reference, gradients, wrong = total.source.reference, evidence.baseline.gradients, evidence.wrong()
     off: dict[str, float] = {}
     for name, verdict in total.verdicts.items():

@@ -11,6 +11,7 @@ from gradaudit.protocols import (
     StepVariant,
     SupportsCuts,
     SupportsEnvironment,
+    SupportsMixedPrecision,
     SupportsOrigin,
     SupportsRules,
     SupportsSizes,
@@ -98,6 +99,11 @@ class Around:
             if found is None
             else [StepVariant(kind=v.kind, detail=v.detail, model=self._around(v.model)) for v in found]
         )
+
+    def narrow(self) -> float | None:
+        """The narrower format of the model."""
+        with self._during():
+            return self._model.narrow() if isinstance(self._model, SupportsMixedPrecision) else None
 
     def sizes(self) -> Mapping[str, int]:
         """The model's own sizes."""

@@ -18,6 +18,8 @@ __all__ = ["Line", "Measurement", "judge", "precision_of"]
 
 #: The relative error that matters, unless the user says otherwise: bare float32 losses rarely resolve 1e-3.
 _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
+#: A gradient that is meant to be computed in bfloat16 or float16 is off by some per cent.
+_SIGNIFICANT_NARROW = 5e-2
 #: A derivative exists where the bound is this small beside it; near an infinite slope it is not.
 _EXISTS = 0.01
 #: A full estimate with a coarser resolution resolves nothing.
@@ -105,7 +107,8 @@ def judge(
     """
     precision = precision_of(len(lines), gradients, source, options, own=own)
     whole = max((line.probe.direction.norm(gradients) for line in lines if line.probe.tensor is None), default=0.0)
-    significant = options.significant or (_SIGNIFICANT if source.dtype == "float64" else _SIGNIFICANT_SINGLE)
+    usual = _SIGNIFICANT if source.dtype == "float64" else _SIGNIFICANT_SINGLE
+    significant = options.significant or (_SIGNIFICANT_NARROW if source.narrow else usual)
     comparisons = tuple(
         compare(
             line.probe.direction,

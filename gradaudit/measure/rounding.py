@@ -70,7 +70,14 @@ class _Differences:
 
 
 def beyond_rounding(
-    models: tuple[Model, Model], gradients: Gradients, reference: Gradients, loss: Scalar, budget: Budget, seed: int
+    models: tuple[Model, Model],
+    gradients: Gradients,
+    reference: Gradients,
+    loss: Scalar,
+    budget: Budget,
+    seed: int,
+    *,
+    narrow: float = 0.0,
 ) -> dict[str, Array]:
     """By tensor and entry, float64: the part of the difference to the twin that rounding does not account for.
 
@@ -81,6 +88,7 @@ def beyond_rounding(
         loss: there.
         budget: up to two gradients are charged to it; where differences are larger than what repeats, 34 at most.
         seed: of the points.
+        narrow: machine epsilon of a narrower format that parts of the loss are meant to compute in.
     """
     model, twin = models
     native = model.parameters()
@@ -88,7 +96,7 @@ def beyond_rounding(
     apart = {n: d for n, d in _apart(gradients, reference).items() if n in given and np.isfinite(d).all()}
     # each look at the conditioning excuses more, and most gradients need none or one
     for moved in _moved(native, twin, reference, budget, seed):
-        always, still = _repeating(native, gradients, moved, abs(float(loss)))
+        always, still = _repeating(native, gradients, moved, abs(float(loss)), narrow)
         open_ = [n for n, d in apart.items() if (np.abs(d) > always[n]).any()]
         if not open_:
             return {n: np.zeros(d.shape) for n, d in apart.items()}
@@ -167,11 +175,12 @@ def _apart(one: Gradients, other: Gradients) -> dict[str, Array]:
 
 
 def _repeating(
-    native: NamedArrays, gradients: Gradients, moved: dict[str, Array], loss: float
+    native: NamedArrays, gradients: Gradients, moved: dict[str, Array], loss: float, narrow: float
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """How much rounding may repeat itself, by entry: everywhere, and in addition where the points do not move it."""
     wide = {n: np.asarray(g, np.float64) for n, g in gradients.items() if g is not None and np.isfinite(g).all()}
     unit = max((eps(g.dtype) for g in gradients.values() if g is not None), default=0.0)
+    unit = max(unit, narrow)
     lengths = plan.scales({n: native[n] for n in gradients})
     whole = float(np.sqrt(sum(np.square(g * lengths[n]).sum() for n, g in wide.items())))
     always, still = {}, {}

@@ -13,12 +13,14 @@ from gradaudit.measure.baseline import gradient_at, gradient_of
 from gradaudit.measure.plan import scales
 from gradaudit.measure.rounding import beyond_rounding
 from gradaudit.numeric.budget import Budget, Stop
-from gradaudit.protocols import Model, SupportsTerms, SupportsTwin
+from gradaudit.protocols import Model, SupportsMixedPrecision, SupportsTerms, SupportsTwin
 
 __all__ = ["Source", "choose", "rounds_inside"]
 
 #: A twin computes the same loss up to the rounding of the native one.
 _SAME = 1e3
+#: So many roundings of a narrower format that is meant (a mean of many of them is off by less).
+_SAME_NARROW = 8.0
 _JITTERS = 2
 #: Steps, relative to the parameters' size, below and above what float32 resolves; how much flatter the loss is below
 #: if it rounds there; the noise of one difference.
@@ -37,6 +39,7 @@ class Source:
         reference: the gradient of the float64 twin, beside which the rounding of a float32 gradient shows.
         excess: what of the difference to it is more than rounding, by entry.
         jittered: where there is no twin, gradients at parameters moved by about a unit in the last place.
+        narrow: machine epsilon of a narrower format that parts of the loss are meant to compute in; 0: of none.
     """
 
     model: Model
@@ -46,6 +49,7 @@ class Source:
     reference: Gradients | None = None
     excess: Gradients | None = None
     jittered: tuple[Gradients, ...] = ()
+    narrow: float = 0.0
 
 
 def choose(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, *, seed: int, twin: bool = True) -> Source:
@@ -81,11 +85,13 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
             return None
         budget.take(1, "twin")
         twin_loss = as_scalar(twin.loss(twin.parameters()), "twin().loss()")
-        agrees = abs(float(twin_loss) - float(loss)) <= _SAME * eps(loss.dtype) * abs(float(loss))
+        narrow = (model.narrow() if isinstance(model, SupportsMixedPrecision) else None) or 0.0
+        same = max(_SAME * eps(loss.dtype), _SAME_NARROW * narrow)
+        agrees = abs(float(twin_loss) - float(loss)) <= same * abs(float(loss))
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
-        excess = beyond_rounding((model, twin), gradients, reference, loss, budget, seed)
+        excess = beyond_rounding((model, twin), gradients, reference, loss, budget, seed, narrow=narrow)
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
@@ -98,6 +104,7 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
         digits="float64",
         reference=reference,
         excess=excess,
+        narrow=narrow,
     )
 
 

@@ -451,3 +451,46 @@ def test_small_networks_do_not_wait_for_threads(torch, monkeypatch):
     m.step_losses(weights)
     assert set(seen) == {1}
     assert torch.get_num_threads() == n_threads
+
+
+class TestAutocast:
+    @staticmethod
+    def case(torch, seed):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 4))
+        x, y = torch.randn(64, 16), torch.randint(4, (64,))
+
+        def loss(net, spoil=lambda h: h):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return torch.nn.functional.cross_entropy(spoil(net(x)), y)
+
+        return net, loss
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_a_gradient_that_is_meant_to_be_in_bfloat16_agrees(self, torch, seed):
+        net, loss = self.case(torch, seed)
+        report = gradaudit.audit(net, loss=loss)
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert report.findings == ()
+        assert not torch.is_autocast_enabled("cpu")
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_its_faults_are_seen_all_the_same(self, torch, seed):
+        """Beyond rounding of 1 %: through the float64 twin, the same code."""
+
+        class Scaled(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, h):
+                return h.clone()
+
+            @staticmethod
+            def backward(ctx, g):
+                return 1.001 * g
+
+        net, loss = self.case(torch, seed)
+        report = gradaudit.audit(net, loss=lambda net: loss(net, Scaled.apply))
+        assert report.verdict is Verdict.DISAGREE, str(report)
+        cut = gradaudit.audit(net, loss=lambda net: loss(net, lambda h: h * h.detach()))
+        assert cut.verdict is Verdict.DISAGREE
+        # removed, the gradient still rounds to bfloat16: that is no proof
+        assert "Seen, and not shown to explain it: detach at test_torch.py" in cut.findings[0].sentence, str(cut)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
+from gradaudit.backends.torch.autocast import narrowest
 from gradaudit.backends.torch.backward import gradients
 from gradaudit.backends.torch.cuts import held
+from gradaudit.backends.torch.held import HeldModel
 from gradaudit.backends.torch.hooks import listed, removed
 from gradaudit.backends.torch.origin import found
 from gradaudit.backends.torch.rules import compared, replacing
@@ -23,7 +25,7 @@ from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
 from gradaudit.sites import CustomRule, Cut, Origin
 
-__all__ = ["HeldModel", "TorchModel", "as_array", "as_tensor", "environment"]
+__all__ = ["TorchModel", "as_array", "as_tensor", "environment"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 
@@ -184,6 +186,11 @@ class TorchModel:
             return None
         return twin if loss.dtype == np.float64 else None
 
+    def narrow(self) -> float | None:
+        """The coarsest format that the loss autocasts to."""
+        with preserved():
+            return narrowest(lambda: self.loss(self._parameters))
+
     def cuts(self) -> Sequence[Cut]:
         """Where the gradient is cut, or changed by a hook: see `gradaudit.backends.torch.cuts` and `hooks`."""
         with preserved(), self._recording():
@@ -292,39 +299,6 @@ class TorchModel:
             except RuntimeError:  # a loss with torch.func inside: it refuses these hooks
                 return 0
         return sum(saved.values())
-
-
-@final
-class HeldModel:
-    """A loss with cut values held: one point at a time, since vmap and forward mode hide what depends on parameters."""
-
-    def __init__(self, model: TorchModel, twin: Callable[[], HeldModel | None]) -> None:
-        self._model = model
-        self._twin = twin
-
-    def parameters(self) -> NamedArrays:
-        """The base point."""
-        return self._model.parameters()
-
-    def loss(self, parameters: NamedArrays) -> Scalar:
-        """The loss."""
-        return self._model.loss(parameters)
-
-    def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
-        """The loss and its gradient, of which nothing flows through the held values."""
-        return self._model.value_and_grad(parameters)
-
-    def twin(self) -> HeldModel | None:
-        """The same in float64, the values held at what they are in float64."""
-        return self._twin()
-
-    def preserved(self) -> AbstractContextManager[None]:
-        """PyTorch's global state as it was."""
-        return self._model.preserved()
-
-    def environment(self) -> Mapping[str, str]:
-        """PyTorch's version."""
-        return self._model.environment()
 
 
 @cache

@@ -114,6 +114,10 @@ class StepModel:
         """The objectives at K points, (K,)."""
         return self._objective.along(points)
 
+    def narrow(self) -> float | None:
+        """The autocast of the objective, which is taken to be that of the step."""
+        return self._objective.narrow()
+
     def twin(self) -> TorchModel | None:
         """The objective in float64; its gradient is autograd's own."""
         return self._objective.twin()
