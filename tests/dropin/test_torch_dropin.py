@@ -6,7 +6,12 @@ written for the original; only the import is another one.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +174,42 @@ def test_a_gradient_that_does_not_repeat_itself():
     x = torch.randn(8, dtype=torch.double, requires_grad=True)
     assert not gradcheck(Noisy.apply, (x,), raise_exception=False)
     assert gradcheck(Noisy.apply, (x,), nondet_tol=1e-6)
+
+
+class TestEntmax:
+    """A public project's own tests of its autograd.Functions, entmax (github.com/deep-spin/entmax, MIT License).
+
+    Its wheel brings them. They run as they are installed, but for the one import, and are never copied here. They use
+    random numbers without a seed, which is set from outside, as is the fault.
+    """
+
+    FAULT = """
+from entmax.activations import SparsemaxFunction
+
+right = SparsemaxFunction.backward.__func__
+SparsemaxFunction.backward = classmethod(lambda cls, ctx, g: (1.01 * right(cls, ctx, g)[0], None, None))
+"""
+
+    @staticmethod
+    def run(folder, name, fault=""):
+        path = Path(importlib.util.find_spec(f"entmax.{name}").origin)
+        source = path.read_text(encoding="utf-8")
+        theirs, mine = r"^from torch\.autograd import gradcheck\b.*$", "from gradaudit.dropin.torch import gradcheck"
+        ours = re.sub(theirs, mine, source, flags=re.MULTILINE)
+        assert ours != source
+        (folder / f"{name}.py").write_text(ours, encoding="utf-8")
+        (folder / "conftest.py").write_text(f"import torch\n\ntorch.manual_seed(0)\n{fault}", encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", f"{name}.py"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    @pytest.mark.parametrize(("name", "n_tests"), [("test_losses", 42), ("test_topk", 33)])
+    def test_green(self, tmp_path, name, n_tests):
+        done = self.run(tmp_path, name)
+        assert done.returncode == 0, done.stdout
+        assert f"{n_tests} passed" in done.stdout
+
+    def test_red_where_its_rule_is_broken(self, tmp_path):
+        done = self.run(tmp_path, "test_topk", self.FAULT)
+        assert done.returncode == 1
+        assert "3 failed, 30 passed" in done.stdout, done.stdout
+        assert "wrong backward of SparsemaxFunction" in done.stdout
