@@ -13,7 +13,10 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.direction import Point
 from gradaudit.protocols import FrameworkModel, SupportsTwin
 
-__all__ = ["Gradient", "WithGradient", "cotangent", "named"]
+__all__ = ["Gradient", "WithGradient", "cotangent", "named", "offset"]
+
+#: A sum below this share of the size of its terms has nearly cancelled.
+_CANCELLED = 0.1
 
 #: parameters -> (loss, gradients)
 Gradient = Callable[[NamedArrays], tuple[Scalar, Gradients]]
@@ -48,6 +51,20 @@ def cotangent(output: Array, i: int, seed: int) -> Array:
     size = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
     weight = drawn[0] if parts == 1 else drawn[0] + 1j * drawn[1]
     return np.asarray(weight / size if size > 0 else weight)
+
+
+def offset(pairs: Sequence[tuple[Array, Array]]) -> float:
+    """What is added to the sum of products where it nearly cancels: the size of its terms.
+
+    A small sum has the rounding of its large terms, which looks like noise beside it.
+
+    Args:
+        pairs: outputs at the base point and their cotangents.
+    """
+    terms = [np.real(y * np.conj(c))[np.isfinite(y)] for y, c in pairs]
+    total = abs(float(sum(t.sum() for t in terms)))
+    size = float(np.sqrt(sum(np.square(t).sum() for t in terms)))
+    return size if total < _CANCELLED * size else 0.0
 
 
 @final

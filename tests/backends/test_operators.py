@@ -121,6 +121,14 @@ class TestOperators:
         own = programs.words(name)
         assert audit_operator(own.relu, given(name, X)).verdict is Verdict.AGREE
 
+    def test_a_constant_whose_products_cancel(self, name):
+        """Their rounding is no noise: it is small beside what is added up."""
+        own = programs.words(name)
+        ones = given(name, np.ones(30), "float64")
+        x = given(name, RNG.standard_normal(30), "float64")
+        report = audit_operator(lambda x: own.where(x > -9, ones, x), x, modes=["reverse"])
+        assert report.verdict is Verdict.AGREE, str(report)
+
     def test_complex_inputs(self, name):
         own = programs.words(name)
         right = lambda z: own.sin(z) * z  # noqa: E731

@@ -14,7 +14,7 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.jax.model import JaxModel
 from gradaudit.backends.jax.state import precision
 from gradaudit.backends.jax.trees import path_of
-from gradaudit.backends.operands import WithGradient, cotangent, named
+from gradaudit.backends.operands import WithGradient, cotangent, named, offset
 from gradaudit.errors import ModelContractError, NotOfferedError
 from gradaudit.protocols import Model
 
@@ -74,6 +74,7 @@ class JaxOperator:
             msg = "no output of the operator is a floating-point or complex array"
             raise ModelContractError(msg, where="audit_operator()", hint="nothing of it can be differentiated")
         self._cotangents = [cotangent(y, i, seed) for i, y in enumerate(outputs)]
+        self._offset = offset(list(zip(outputs, self._cotangents, strict=True)))
 
     def remarks(self) -> Sequence[str]:
         """None: JAX changes nothing in place."""
@@ -131,7 +132,7 @@ class JaxOperator:
         return [y for y in map(jnp.asarray, jax.tree.leaves(self._function(x))) if _is_differentiable(y)]
 
     def _paired(self, p: Arrays) -> jax.Array:
-        return _paired(self._outputs(self._joined(p)), self._cotangents)
+        return _paired(self._outputs(self._joined(p)), self._cotangents) + self._offset
 
     def _products(self, p: Arrays) -> list[jax.Array]:
         """The vector-Jacobian products of the inputs with the cotangents in p."""

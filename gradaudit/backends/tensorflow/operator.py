@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.containers import flattened
-from gradaudit.backends.operands import WithGradient, cotangent, named
+from gradaudit.backends.operands import WithGradient, cotangent, named, offset
 from gradaudit.backends.tensorflow.model import TensorflowModel
 from gradaudit.errors import ModelContractError, NotOfferedError
 from gradaudit.protocols import Model
@@ -58,7 +58,9 @@ class TensorflowOperator:
         if not outputs:
             msg = "no output of the operator is a floating-point or complex tensor"
             raise ModelContractError(msg, where="audit_operator()", hint="nothing of it can be differentiated")
-        self._cotangents = [cotangent(np.asarray(y), i, seed) for i, y in enumerate(outputs)]
+        found = [np.asarray(y) for y in outputs]
+        self._cotangents = [cotangent(y, i, seed) for i, y in enumerate(found)]
+        self._offset = offset(list(zip(found, self._cotangents, strict=True)))
 
     def remarks(self) -> Sequence[str]:
         """None: TensorFlow changes no tensor in place."""
@@ -114,7 +116,7 @@ class TensorflowOperator:
         return [] if found is None else [_dense(y) for y in found[0].values()]
 
     def _paired(self, p: Tensors) -> Any:
-        return _paired(self._outputs(self._joined(p)), self._cotangents)
+        return _paired(self._outputs(self._joined(p)), self._cotangents) + self._offset
 
     def _products(self, p: Tensors) -> Tensors:
         """The vector-Jacobian products with the cotangents in p, by input; without those that no output depends on."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.containers import flattened
-from gradaudit.backends.operands import WithGradient, cotangent, named
+from gradaudit.backends.operands import WithGradient, cotangent, named, offset
 from gradaudit.backends.torch.backward import nodes
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import preserved
@@ -68,7 +68,9 @@ class TorchOperator:
         if not outputs:
             msg = "no output of the operator is a floating-point or complex tensor"
             raise ModelContractError(msg, where="audit_operator()", hint="nothing of it can be differentiated")
-        self._cotangents = {name: cotangent(as_array(y), i, seed) for i, (name, y) in enumerate(outputs.items())}
+        arrays = {name: as_array(y) for name, y in outputs.items()}
+        self._cotangents = {name: cotangent(y, i, seed) for i, (name, y) in enumerate(arrays.items())}
+        self._offset = offset([(arrays[name], c) for name, c in self._cotangents.items()])
 
     def remarks(self) -> Sequence[str]:
         """That inputs are changed in place."""
@@ -131,7 +133,7 @@ class TorchOperator:
 
     def _paired(self, p: Mapping[str, Tensor]) -> Tensor:
         outputs = self._outputs(self._copied(p))
-        return _sum(_product(y, self._cotangents[name]) for name, y in outputs.items())
+        return _sum(_product(y, self._cotangents[name]) for name, y in outputs.items()) + self._offset
 
     def _copied(self, p: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n: x.clone() for n, x in self._joined(p).items()}
@@ -171,7 +173,7 @@ class TorchOperator:
             p = {n: as_tensor(a).requires_grad_() for n, a in parameters.items()}
             outputs = self._outputs(self._copied(p))
             weights = {n: _as_cotangent(self._cotangents[n], y) for n, y in outputs.items()}
-            loss = _sum(_product(y, self._cotangents[n]) for n, y in outputs.items())
+            loss = _sum(_product(y, self._cotangents[n]) for n, y in outputs.items()) + self._offset
             recording = {n: y for n, y in outputs.items() if y.requires_grad}
             found: Sequence[Tensor | None] = [None] * len(p)
             if recording:
