@@ -18,6 +18,7 @@ html_theme = "furo"
 html_title = f"gradaudit {release}"
 default_role = "py:obj"
 myst_heading_anchors = 3
+autodoc_mock_imports = ["jax", "tensorflow", "torch"]  # the drop-ins stand in for what they import
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_type_aliases = {name: name for name in ("Activation", "Gradients", "NamedArrays", "Scalar")}
