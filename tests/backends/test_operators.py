@@ -108,6 +108,13 @@ class TestOperators:
         names = {p.name for p in report.part("reverse").parameters}
         assert names == {"inputs.x", "inputs.rest.0"}
 
+    def test_empty_outputs_and_inputs_count_nothing(self, name):
+        own = programs.words(name)
+        x, nothing = given(name, X[0]), given(name, np.zeros(0))
+        report = audit_operator(lambda x, e: (x[:0], own.sin(x), own.sin(e)), x, nothing)
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert [p.name for p in report.part("reverse").parameters] == ["x"]
+
     def test_an_output_of_another_size_is_not_drowned(self, name):
         own = programs.words(name)
         rule = own.with_vjp(lambda own, x: own.sin(x), lambda own, x, g: 1.1 * g * own.cos(x))

@@ -35,7 +35,7 @@ def operator(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) 
     names = {
         i: ".".join([own[path[0].idx], *path_of(path[1:])])
         for i, (path, leaf) in enumerate(paths)
-        if _is_differentiable(leaf)
+        if _is_differentiable(leaf) and leaf.size
     }
     if not names:
         return None
@@ -91,7 +91,7 @@ class JaxOperator:
             NotOfferedError: the backward pass cannot be differentiated.
         """
         like = next(iter(self._parts.values())).dtype
-        cotangents = _apart({_of_output(i): c for i, c in enumerate(self._cotangents)})
+        cotangents = _apart({_of_output(i): c for i, c in enumerate(self._cotangents) if c.size})
         parameters = {**self._parts, **{n: c.astype(like) for n, c in cotangents.items()}}
         try:
             with precision(parameters):
@@ -141,6 +141,8 @@ class JaxOperator:
         return list(pullback(weights)[0].values())
 
     def _weight(self, p: Arrays, i: int, output: jax.Array) -> jax.Array:
+        if not output.size:
+            return jnp.zeros_like(output)
         key = _of_output(i)
         if jnp.iscomplexobj(output):
             return jax.lax.complex(p[key + _REAL], p[key + _IMAGINARY]).astype(output.dtype)

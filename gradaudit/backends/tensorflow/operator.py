@@ -24,7 +24,7 @@ _REAL, _IMAGINARY = ".real", ".imag"
 
 def operator(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TensorflowOperator | None:
     """The operator at these inputs; None: none of them is a floating-point or complex tensor or variable."""
-    found = flattened(named(function, inputs), _is_differentiable)
+    found = flattened(named(function, inputs), lambda x: _is_differentiable(x) and np.asarray(x).size > 0)
     if found is None:
         return None
     leaves, rebuilt = found
@@ -77,7 +77,7 @@ class TensorflowOperator:
             NotOfferedError: the backward pass cannot be differentiated, or the first derivative is zero everywhere.
         """
         like = next(iter(self._parts.values())).dtype
-        cotangents = _apart({_of_output(i): c for i, c in enumerate(self._cotangents)})
+        cotangents = _apart({_of_output(i): c for i, c in enumerate(self._cotangents) if c.size})
         parameters = {**self._parts, **{n: c.astype(like) for n, c in cotangents.items()}}
         try:
             found = self._products({n: tf.constant(p) for n, p in parameters.items()})
@@ -129,6 +129,8 @@ class TensorflowOperator:
         return {n: tf.convert_to_tensor(g) for n, g in zip(x, found, strict=True) if g is not None}
 
     def _weight(self, p: Tensors, i: int, output: Any) -> Any:
+        if not self._cotangents[i].size:
+            return tf.zeros_like(output)
         key = _of_output(i)
         if output.dtype.is_complex:
             return tf.cast(tf.complex(p[key + _REAL], p[key + _IMAGINARY]), output.dtype)

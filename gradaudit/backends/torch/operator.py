@@ -28,7 +28,7 @@ _REAL, _IMAGINARY = ".real", ".imag"
 
 def operator(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TorchOperator | None:
     """The operator at these inputs; None: none of them is a floating-point or complex tensor."""
-    found = flattened(named(function, inputs), _is_differentiable)
+    found = flattened(named(function, inputs), lambda x: _is_differentiable(x) and x.numel() > 0)
     if found is None:
         return None
     leaves, rebuilt = found
@@ -86,7 +86,8 @@ class TorchOperator:
         Raises:
             NotOfferedError: the backward pass cannot be differentiated, or the first derivative is zero everywhere.
         """
-        cotangents = _apart({f"cotangent of {n}": torch.from_numpy(np.array(c)) for n, c in self._cotangents.items()})
+        given = {n: torch.from_numpy(np.array(c)) for n, c in self._cotangents.items() if c.size}
+        cotangents = _apart({f"cotangent of {n}": c for n, c in given.items()})
         like = next(iter(self._parts.values()))
         parameters = {**self._parts, **{n: c.to(like.dtype) for n, c in cotangents.items()}}
         with preserved():
@@ -163,6 +164,8 @@ class TorchOperator:
         return dict(zip(x, found, strict=True))
 
     def _weight(self, p: Mapping[str, Tensor], name: str, output: Tensor) -> Tensor:
+        if not output.numel():
+            return torch.zeros_like(output)
         key = f"cotangent of {name}"
         if output.is_complex():
             return torch.complex(p[key + _REAL], p[key + _IMAGINARY]).to(output.dtype)
