@@ -238,6 +238,7 @@ class Tally:
     wrong: list = field(default_factory=list)
     open: list = field(default_factory=list)
     evaluations: list = field(default_factory=list)
+    gradients: list = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -273,6 +274,7 @@ def run(name, dtypes, part, own):
                     tally = tallies[dtype, version, "gradaudit"]
                     tally.seconds += time.perf_counter() - started
                     tally.evaluations.append(report.evaluations)
+                    tally.gradients.append(report.gradients)
                     coarsest = max((p.resolution for p in report.parts[0].parameters), default=0)
                     said = f"{case.name} ({report.parts[0].source}; {coarsest:.1e})"
                     if report.verdict is Verdict.INCONCLUSIVE:
@@ -281,10 +283,14 @@ def run(name, dtypes, part, own):
                         tally.right += 1
                     else:
                         tally.wrong.append(said)
+                    started = time.perf_counter()
                     for checker, passed, calls in _own(framework, spoiled, xs) if own else ():
                         other = tallies[dtype, version, checker]
                         other.seconds += time.perf_counter() - started
                         started = time.perf_counter()
+                        if passed is None:
+                            other.open.append(case.name)
+                            continue
                         other.evaluations.append(calls)
                         other.right += passed == right
                         if passed != right:
@@ -297,8 +303,8 @@ def run(name, dtypes, part, own):
 def _own(framework, function, xs):
     try:
         yield from framework.own(function, xs)
-    except Exception as error:  # noqa: BLE001  # a checker that raises has not passed anything
-        yield f"raises ({type(error).__name__})", False, 0
+    except Exception as error:  # noqa: BLE001  # a checker that raises has said nothing
+        yield f"raises ({type(error).__name__})", None, 0
 
 
 def _print(name, n, tallies, fewer):
@@ -310,6 +316,8 @@ def _print(name, n, tallies, fewer):
         mean = np.mean(t.evaluations) if t.evaluations else 0
         numbers = f"{t.right:6} {len(t.wrong):6} {len(t.open):5} {mean:12.0f} {t.seconds:8.1f}"
         less, of = fewer.get((dtype, version, checker), (0, 0))
+        if t.gradients:
+            numbers += f"   and {np.mean(t.gradients):.1f} gradients"
         beside = f"   gradaudit took fewer in {less} of {of}" if of else ""
         print(f"  {dtype:8} {version:10} {checker:18} {numbers}{beside}")
     for (dtype, version, checker), t in tallies.items():
