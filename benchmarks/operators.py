@@ -7,7 +7,7 @@ operator is judged as it is; with its vector-Jacobian product times 1.01; and wi
 10 %. The wrong ones are made by the framework's own means: an autograd.Function, a custom_vjp, a tf.custom_gradient. An
 operator whose gradient is zero has none. ``--own`` asks the framework's own checker, too: gradcheck (slow and fast),
 check_grads, compute_gradient with 1e-3. Evaluations are calls of the function, a batch of n points counts n; gradients
-that gradaudit takes beside them (3 to 5) are not in it.
+that gradaudit takes beside them (2 to 4) are not in it.
 """
 
 from __future__ import annotations
