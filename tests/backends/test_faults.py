@@ -39,7 +39,7 @@ def numpy_logistic_without_n(faulty):
     def gradient(w):
         return ROWS.T @ (1 / (1 + np.exp(-ROWS @ w)) - labels) / (1 if faulty else len(ROWS))
 
-    return loss, {"at": RNG.standard_normal(4), "gradient": gradient}
+    return loss, {"at": np.random.default_rng(0).standard_normal(4), "gradient": gradient}
 
 
 def numpy_perceptron_sign(faulty):
@@ -55,7 +55,10 @@ def numpy_perceptron_sign(faulty):
         return {"hidden": -hidden if faulty else hidden, "out": h.T @ error}
 
     return loss, {
-        "at": {"hidden": RNG.standard_normal((4, 5)), "out": RNG.standard_normal((5, 1))},
+        "at": {
+            "hidden": np.random.default_rng(0).standard_normal((4, 5)),
+            "out": np.random.default_rng(0).standard_normal((5, 1)),
+        },
         "gradient": gradient,
     }
 

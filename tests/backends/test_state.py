@@ -45,7 +45,7 @@ class Subject:
 
 
 def numpy_pair():
-    x = RNG.standard_normal(5)
+    x = np.random.default_rng(0).standard_normal(5)
 
     def audit(called):
         def loss(v):
@@ -58,7 +58,7 @@ def numpy_pair():
 
 
 def numpy_named():
-    at = {"a": RNG.standard_normal(5), "b": [1.0, 2.0]}
+    at = {"a": np.random.default_rng(0).standard_normal(5), "b": [1.0, 2.0]}
 
     def audit(called):
         def loss(p):
@@ -373,7 +373,7 @@ def tensorflow_operator():
 
 
 def numpy_step():
-    w = RNG.standard_normal((4, 1))
+    w = np.random.default_rng(0).standard_normal((4, 1))
 
     def audit(called):
         def step(w):

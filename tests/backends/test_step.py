@@ -35,7 +35,7 @@ def numpy_ranks(fault):
         mean = sum(halves) / 2
         return loss(w), mean / 2 if fault else mean
 
-    return (RNG.standard_normal((4, 1)), step), {"loss": loss, "sizes": {"world size": 2}}
+    return (np.random.default_rng(0).standard_normal((4, 1)), step), {"loss": loss, "sizes": {"world size": 2}}
 
 
 def numpy_accumulation(fault):
@@ -51,13 +51,20 @@ def numpy_accumulation(fault):
             total = {"w": total["w"] + ROWS[rows].T @ error, "b": total["b"] + error.sum(0)}
         return total if fault else {n: g / 2 for n, g in total.items()}
 
-    return ({"w": RNG.standard_normal((4, 1)), "b": np.ones(1)}, step), {"loss": loss, "sizes": {"micro-batches": 2}}
+    return ({"w": np.random.default_rng(0).standard_normal((4, 1)), "b": np.ones(1)}, step), {
+        "loss": loss,
+        "sizes": {"micro-batches": 2},
+    }
 
 
 def jax_net():
     from jax import numpy as jnp
 
-    tree = {"hidden": jnp.asarray(RNG.standard_normal((4, 5)), "float32"), "out": jnp.ones((5, 1)), "steps": 3}
+    tree = {
+        "hidden": jnp.asarray(np.random.default_rng(0).standard_normal((4, 5)), "float32"),
+        "out": jnp.ones((5, 1)),
+        "steps": 3,
+    }
 
     def loss(p, rows=slice(None)):
         return jnp.mean((jnp.tanh(ROWS[rows] @ p["hidden"]) @ p["out"] - TARGET[rows]) ** 2)
@@ -144,7 +151,10 @@ def tensorflow_module(fault):
     class Net(tf.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = tf.Variable(RNG.standard_normal((4, 1)), dtype=tf.float32), tf.Variable([0.5])
+            self.a, self.b = (
+                tf.Variable(np.random.default_rng(0).standard_normal((4, 1)), dtype=tf.float32),
+                tf.Variable([0.5]),
+            )
 
     def loss(net, rows=slice(None)):
         return tf.reduce_mean((ROWS[rows] @ net.a + net.b - TARGET[rows]) ** 2)
