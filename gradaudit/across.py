@@ -47,11 +47,11 @@ def audit_all(
         msg = "there are no models to audit"
         raise OptionError(msg, where="audit_all()", hint='audit_all({"torch": a, "jax": b})')
     started = time.perf_counter()
-    handed = None if mapping is None else _handed(models, mapping)
-    audited = models if handed is None else {name: port.model for name, port in handed.items()}
+    at_the_first = None if mapping is None else _handed(models, mapping)
+    audited = models if at_the_first is None else {name: port.model for name, port in at_the_first.items()}
     parts = audit_each(audited, options, progress=progress)
     own = dict(zip(models, parts, strict=True))
-    found = ports(models) if handed is None else compared(handed, own, options)
+    found = ports(models) if at_the_first is None else compared(at_the_first, own, options)
     return AuditReport(
         verdict=worst([*(part.verdict for part in parts), *(port.verdict for port in found if port.verdict)]),
         target=target,

@@ -1,4 +1,4 @@
-"""The public calls: `audit`, `audit_all` of what a `Target` holds, `audit_operator`, `assert_gradients_agree`."""
+"""The public calls: `audit`, `audit_all`, `audit_operator`, `audit_step`, `assert_gradients_agree`."""
 
 from __future__ import annotations
 

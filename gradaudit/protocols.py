@@ -211,7 +211,7 @@ class SupportsVariants(Protocol):
     """A training step that can be run differently, to prove what is wrong with it."""
 
     def variants(self) -> Sequence[StepVariant] | None:
-        """The same objective, each with one thing about the step changed, see `gradaudit.sites.StepVariant`.
+        """The same objective, each with one thing about the step changed, see `StepVariant`.
 
         Empty: nothing is known of what the step does; its float64 twin has the objective's own gradient. None: no step.
         """

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, final
 
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
-from gradaudit.direction import Point
-from gradaudit.protocols import FrameworkModel, SupportsTwin
+from gradaudit.backends.over import OverModel
+from gradaudit.protocols import FrameworkModel
 
-__all__ = ["Gradient", "WithGradient", "cotangent", "named", "offset"]
+__all__ = [
+    "IMAGINARY",
+    "REAL",
+    "Gradient",
+    "WithGradient",
+    "apart",
+    "cotangent",
+    "first_line",
+    "named",
+    "of_output",
+    "offset",
+]
 
+#: What the parameters of a complex input are called after it.
+REAL, IMAGINARY = ".real", ".imag"
 #: A sum below this share of the size of its terms has nearly cancelled.
 _CANCELLED = 0.1
 
@@ -53,6 +65,24 @@ def cotangent(output: Array, i: int, seed: int) -> Array:
     return np.asarray(weight / size if size > 0 else weight)
 
 
+def of_output(i: int) -> str:
+    """The name of the cotangent of the i-th output, where it is a parameter."""
+    return f"cotangent of output {i}"
+
+
+def apart(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Complex arrays as two, their real and imaginary parts."""
+    parts: dict[str, Array] = {}
+    for name, x in arrays.items():
+        parts |= {name + REAL: np.real(x), name + IMAGINARY: np.imag(x)} if np.iscomplexobj(x) else {name: x}
+    return parts
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def offset(pairs: Sequence[tuple[Array, Array]]) -> float:
     """What is added to the sum of products where it nearly cancels: the size of its terms.
 
@@ -68,7 +98,7 @@ def offset(pairs: Sequence[tuple[Array, Array]]) -> float:
 
 
 @final
-class WithGradient:
+class WithGradient(OverModel):
     """A model whose gradient is taken another way.
 
     Args:
@@ -77,39 +107,14 @@ class WithGradient:
     """
 
     def __init__(self, model: FrameworkModel, gradient: Gradient) -> None:
-        self._model = model
+        super().__init__(model)
         self._gradient = gradient
-
-    def parameters(self) -> NamedArrays:
-        """The base point."""
-        return self._model.parameters()
-
-    def loss(self, parameters: NamedArrays) -> Scalar:
-        """The loss."""
-        return self._model.loss(parameters)
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The loss, and the gradient taken another way."""
         return self._gradient(parameters)
 
-    @property
-    def point_bytes(self) -> int:
-        """Working memory of one more point, in bytes."""
-        return self._model.point_bytes
-
-    def along(self, points: Sequence[Point]) -> Array:
-        """The losses at K points, (K,)."""
-        return self._model.along(points)
-
     def twin(self) -> WithGradient | None:
         """The same in float64."""
-        twin = self._model.twin() if isinstance(self._model, SupportsTwin) else None
+        twin = super().twin()
         return None if twin is None else WithGradient(twin, self._gradient)  # type: ignore[arg-type]  # of its own kind
-
-    def preserved(self) -> AbstractContextManager[None]:
-        """The framework's state."""
-        return self._model.preserved()
-
-    def environment(self) -> Mapping[str, str]:
-        """The framework's version."""
-        return self._model.environment()

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, final
 
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
-from gradaudit.direction import Point
+from gradaudit.backends.over import OverModel
 from gradaudit.errors import ModelContractError
-from gradaudit.protocols import FrameworkModel, Model, StepVariant, SupportsTwin
+from gradaudit.protocols import FrameworkModel, StepVariant
 
 __all__ = ["SteppedModel", "chosen"]
 
 
 @final
-class SteppedModel:
-    """The objective that a step is meant for, whose gradient is the step's.
+class SteppedModel(OverModel):
+    """The objective that a step is meant for, whose gradient is the step's; its float64 twin has its own gradient.
 
     Args:
-        objective: the loss; its own gradient is that of the twin.
+        objective: the loss.
         step: parameters -> the step's gradient, by name.
         sizes: the user's own sizes, by which a factor is named.
     """
@@ -29,15 +28,8 @@ class SteppedModel:
     def __init__(
         self, objective: FrameworkModel, step: Callable[[NamedArrays], Gradients], sizes: Mapping[str, int]
     ) -> None:
-        self._objective, self._step, self._sizes = objective, step, dict(sizes)
-
-    def parameters(self) -> NamedArrays:
-        """The base point."""
-        return self._objective.parameters()
-
-    def loss(self, parameters: NamedArrays) -> Scalar:
-        """The objective."""
-        return self._objective.loss(parameters)
+        super().__init__(objective)
+        self._step, self._sizes = step, dict(sizes)
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The objective, and the gradient that the step returns.
@@ -45,20 +37,7 @@ class SteppedModel:
         Raises:
             ModelContractError: it returns none.
         """
-        return self._objective.loss(parameters), self._step(parameters)
-
-    @property
-    def point_bytes(self) -> int:
-        """Working memory of one more point, in bytes."""
-        return self._objective.point_bytes
-
-    def along(self, points: Sequence[Point]) -> Array:
-        """The objectives at K points, (K,)."""
-        return self._objective.along(points)
-
-    def twin(self) -> Model | None:
-        """The objective in float64, with its own gradient."""
-        return self._objective.twin() if isinstance(self._objective, SupportsTwin) else None
+        return self.loss(parameters), self._step(parameters)
 
     def sizes(self) -> Mapping[str, int]:
         """The user's sizes."""
@@ -67,14 +46,6 @@ class SteppedModel:
     def variants(self) -> Sequence[StepVariant]:
         """None: nothing is known of what the step does."""
         return ()
-
-    def preserved(self) -> AbstractContextManager[None]:
-        """The framework's state."""
-        return self._objective.preserved()
-
-    def environment(self) -> Mapping[str, str]:
-        """The framework's version."""
-        return self._objective.environment()
 
 
 def chosen(

@@ -14,15 +14,23 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.jax.model import JaxModel
 from gradaudit.backends.jax.state import precision
 from gradaudit.backends.jax.trees import path_of
-from gradaudit.backends.operands import WithGradient, cotangent, named, offset
+from gradaudit.backends.operands import (
+    IMAGINARY,
+    REAL,
+    WithGradient,
+    apart,
+    cotangent,
+    first_line,
+    named,
+    of_output,
+    offset,
+)
 from gradaudit.errors import ModelContractError, NotOfferedError
 from gradaudit.protocols import Model
 
 __all__ = ["JaxOperator", "operator"]
 
 Arrays: TypeAlias = dict[str, jax.Array]
-
-_REAL, _IMAGINARY = ".real", ".imag"
 
 
 def operator(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> JaxOperator | None:
@@ -67,7 +75,7 @@ class JaxOperator:
         self._seed = seed
         self._complex = {name for name, x in inputs.items() if np.iscomplexobj(x)}
         self._names = list(inputs)
-        self._parts = _apart(inputs)
+        self._parts = apart(inputs)
         with precision(self._parts):
             outputs = [np.asarray(y) for y in self._outputs(self._joined(self._named()))]
         if not outputs:
@@ -91,7 +99,7 @@ class JaxOperator:
             NotOfferedError: the backward pass cannot be differentiated.
         """
         like = next(iter(self._parts.values())).dtype
-        cotangents = _apart({_of_output(i): c for i, c in enumerate(self._cotangents) if c.size})
+        cotangents = apart({of_output(i): c for i, c in enumerate(self._cotangents) if c.size})
         parameters = {**self._parts, **{n: c.astype(like) for n, c in cotangents.items()}}
         try:
             with precision(parameters):
@@ -102,7 +110,7 @@ class JaxOperator:
             model.value_and_grad(model.parameters())
         except Exception as error:
             # JAX says in many ways that a rule has no derivative of its own
-            raise NotOfferedError(_first_line(error), where="second order") from error
+            raise NotOfferedError(first_line(error), where="second order") from error
         return model
 
     def batched(self) -> Model:
@@ -116,7 +124,7 @@ class JaxOperator:
             model.value_and_grad(model.parameters())
         except Exception as error:
             # as in `second`
-            raise NotOfferedError(_first_line(error), where="batched") from error
+            raise NotOfferedError(first_line(error), where="batched") from error
         return model
 
     def _named(self) -> Arrays:
@@ -124,7 +132,7 @@ class JaxOperator:
 
     def _joined(self, p: Mapping[str, jax.Array]) -> Arrays:
         return {
-            name: jax.lax.complex(p[name + _REAL], p[name + _IMAGINARY]) if name in self._complex else p[name]
+            name: jax.lax.complex(p[name + REAL], p[name + IMAGINARY]) if name in self._complex else p[name]
             for name in self._names
         }
 
@@ -143,9 +151,9 @@ class JaxOperator:
     def _weight(self, p: Arrays, i: int, output: jax.Array) -> jax.Array:
         if not output.size:
             return jnp.zeros_like(output)
-        key = _of_output(i)
+        key = of_output(i)
         if jnp.iscomplexobj(output):
-            return jax.lax.complex(p[key + _REAL], p[key + _IMAGINARY]).astype(output.dtype)
+            return jax.lax.complex(p[key + REAL], p[key + IMAGINARY]).astype(output.dtype)
         return p[key].astype(output.dtype)
 
     @cached_property
@@ -164,26 +172,9 @@ def _is_differentiable(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray)) and bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
-def _of_output(i: int) -> str:
-    return f"cotangent of output {i}"
-
-
-def _apart(arrays: Mapping[str, Any]) -> dict[str, Array]:
-    """Complex arrays as two."""
-    parts: dict[str, Array] = {}
-    for name, x in arrays.items():
-        both = np.iscomplexobj(x)
-        parts |= {name + _REAL: np.real(x), name + _IMAGINARY: np.imag(x)} if both else {name: np.asarray(x)}
-    return parts
-
-
 def _paired(outputs: Sequence[jax.Array], weights: Sequence[Array]) -> jax.Array:
     total = 0.0
     for y, weight in zip(outputs, weights, strict=True):
         c = jnp.asarray(weight, y.dtype)
         total = total + ((c.real * y.real + c.imag * y.imag).sum() if jnp.iscomplexobj(y) else (c * y).sum())
     return jnp.asarray(total)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

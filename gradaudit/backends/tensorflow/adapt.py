@@ -13,7 +13,7 @@ from gradaudit.backends.keras import keras_function, keras_of
 from gradaudit.backends.tensorflow.model import TensorflowModel
 from gradaudit.errors import ModelContractError
 
-__all__ = ["adapted", "variables_of"]
+__all__ = ["adapted", "inlined", "variables_of"]
 
 
 def adapted(target: Any, at: Any, *, loss: Callable[..., Any] | None) -> TensorflowModel | None:
@@ -59,7 +59,7 @@ def _of_module(module: tf.Module, loss: Callable[..., Any] | None) -> Tensorflow
     def function(p: Mapping[str, tf.Tensor]) -> Any:
         wide = all(value.dtype == tf.float64 for value in p.values())
         instead = state.fresh(wide=wide) | {id(variable): p[path] for path, variable in trained.items()}
-        with _holding(module, instead), _inlined():
+        with _holding(module, instead), inlined():
             return of_module(module)
 
     return TensorflowModel(function, {path: variable.numpy() for path, variable in trained.items()})
@@ -121,8 +121,8 @@ def _holding(module: tf.Module, instead: Mapping[int, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _inlined() -> Iterator[None]:
-    """A `tf.function` traced before holds the module's variables: meanwhile each runs as the Python that it is."""
+def inlined() -> Iterator[None]:
+    """Meanwhile each `tf.function` runs as the Python that it is: traced before, it holds the module's variables."""
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)  # noqa: FBT003  # its only form
     try:

@@ -8,9 +8,19 @@ from typing import Any, TypeAlias, final
 import numpy as np
 import tensorflow as tf
 
-from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
+from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.containers import flattened
-from gradaudit.backends.operands import WithGradient, cotangent, named, offset
+from gradaudit.backends.operands import (
+    IMAGINARY,
+    REAL,
+    WithGradient,
+    apart,
+    cotangent,
+    first_line,
+    named,
+    of_output,
+    offset,
+)
 from gradaudit.backends.tensorflow.model import TensorflowModel
 from gradaudit.errors import ModelContractError, NotOfferedError
 from gradaudit.protocols import Model
@@ -18,8 +28,6 @@ from gradaudit.protocols import Model
 __all__ = ["TensorflowOperator", "operator"]
 
 Tensors: TypeAlias = dict[str, Any]
-
-_REAL, _IMAGINARY = ".real", ".imag"
 
 
 def operator(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TensorflowOperator | None:
@@ -53,7 +61,7 @@ class TensorflowOperator:
         arrays = {name: np.asarray(x) for name, x in inputs.items()}
         self._complex = {name for name, x in arrays.items() if np.iscomplexobj(x)}
         self._names = list(arrays)
-        self._parts = _apart(arrays)
+        self._parts = apart(arrays)
         outputs = self._outputs(self._joined({n: tf.constant(p) for n, p in self._parts.items()}))
         if not outputs:
             msg = "no output of the operator is a floating-point or complex tensor"
@@ -77,7 +85,7 @@ class TensorflowOperator:
             NotOfferedError: the backward pass cannot be differentiated, or the first derivative is zero everywhere.
         """
         like = next(iter(self._parts.values())).dtype
-        cotangents = _apart({_of_output(i): c for i, c in enumerate(self._cotangents) if c.size})
+        cotangents = apart({of_output(i): c for i, c in enumerate(self._cotangents) if c.size})
         parameters = {**self._parts, **{n: c.astype(like) for n, c in cotangents.items()}}
         try:
             found = self._products({n: tf.constant(p) for n, p in parameters.items()})
@@ -88,7 +96,7 @@ class TensorflowOperator:
             model = TensorflowModel(lambda p: _paired(self._products(p).values(), weights.values()), parameters)
             model.value_and_grad(model.parameters())
         except LookupError as error:  # TensorFlow's way to say that an operation has no gradient
-            raise NotOfferedError(_first_line(error), where="second order") from error
+            raise NotOfferedError(first_line(error), where="second order") from error
         return model
 
     def batched(self) -> Model:
@@ -102,12 +110,12 @@ class TensorflowOperator:
             model.value_and_grad(model.parameters())
         except Exception as error:
             # no one type says that there is no rule
-            raise NotOfferedError(_first_line(error), where="batched") from error
+            raise NotOfferedError(first_line(error), where="batched") from error
         return model
 
     def _joined(self, p: Mapping[str, Any]) -> Tensors:
         return {
-            name: tf.complex(p[name + _REAL], p[name + _IMAGINARY]) if name in self._complex else p[name]
+            name: tf.complex(p[name + REAL], p[name + IMAGINARY]) if name in self._complex else p[name]
             for name in self._names
         }
 
@@ -131,9 +139,9 @@ class TensorflowOperator:
     def _weight(self, p: Tensors, i: int, output: Any) -> Any:
         if not self._cotangents[i].size:
             return tf.zeros_like(output)
-        key = _of_output(i)
+        key = of_output(i)
         if output.dtype.is_complex:
-            return tf.cast(tf.complex(p[key + _REAL], p[key + _IMAGINARY]), output.dtype)
+            return tf.cast(tf.complex(p[key + REAL], p[key + IMAGINARY]), output.dtype)
         return tf.cast(p[key], output.dtype)
 
     def _batched(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
@@ -166,19 +174,6 @@ def _dense(x: Any) -> Any:
     return tf.sparse.to_dense(x) if isinstance(x, tf.SparseTensor) else tf.convert_to_tensor(x)
 
 
-def _of_output(i: int) -> str:
-    return f"cotangent of output {i}"
-
-
-def _apart(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Complex arrays as two."""
-    parts: dict[str, Array] = {}
-    for name, x in arrays.items():
-        both = np.iscomplexobj(x)
-        parts |= {name + _REAL: np.real(x), name + _IMAGINARY: np.imag(x)} if both else {name: x}
-    return parts
-
-
 def _paired(outputs: Any, weights: Any) -> Any:
     total = []
     for y, weight in zip(outputs, weights, strict=True):
@@ -186,7 +181,3 @@ def _paired(outputs: Any, weights: Any) -> Any:
         both = y.dtype.is_complex
         total.append(tf.reduce_sum(tf.math.real(tf.math.conj(c) * y) if both else c * y))
     return tf.add_n(total)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from gradaudit.arrays import Gradients, NamedArrays
 from gradaudit.backends.keras import keras_of
 from gradaudit.backends.stepped import SteppedModel, chosen
-from gradaudit.backends.tensorflow.adapt import adapted, variables_of
+from gradaudit.backends.tensorflow.adapt import adapted, inlined, variables_of
 from gradaudit.backends.tensorflow.state import preserved
 
 __all__ = ["step_model"]
@@ -42,7 +42,8 @@ def step_model(
 
     def gradient(p: NamedArrays) -> Gradients:
         given: list[dict[int, Any]] = []
-        with preserved(), _restored(every), _eagerly(), ExitStack() as stack:
+        # inlined: what a step that is a `tf.function` gives its optimiser is then a number
+        with preserved(), _restored(every), inlined(), ExitStack() as stack:
             if keras is not None:
                 stack.enter_context(_noted(keras.optimizers.Optimizer, given))
             for name, variable in trained.items():
@@ -78,17 +79,6 @@ def _restored(variables: Any) -> Iterator[None]:
     finally:
         for variable, value in before:
             variable.assign(value)
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """A step that is a `tf.function` runs op by op meanwhile: what it gives its optimiser is a number."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)  # noqa: FBT003  # its only form
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.containers import flattened
-from gradaudit.backends.operands import WithGradient, cotangent, named, offset
+from gradaudit.backends.operands import IMAGINARY, REAL, WithGradient, cotangent, first_line, named, offset
 from gradaudit.backends.torch.backward import nodes
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import preserved
@@ -22,8 +22,6 @@ from gradaudit.protocols import Model
 __all__ = ["TorchOperator", "operator"]
 
 Tensors: TypeAlias = dict[str, Tensor]
-
-_REAL, _IMAGINARY = ".real", ".imag"
 
 
 def operator(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TorchOperator | None:
@@ -103,14 +101,14 @@ class TorchOperator:
 
         def loss(p: dict[str, Tensor]) -> Tensor:
             products = self._products(p)
-            return _sum(_product(g, weights[n]) for n, g in products.items() if g is not None and n in weights)
+            return sum(_product(g, weights[n]) for n, g in products.items() if g is not None and n in weights)
 
         model = TorchModel(widening(loss, parameters), parameters)
         try:
             with preserved():
                 model.value_and_grad(model.parameters())
         except (RuntimeError, NotImplementedError) as error:
-            raise NotOfferedError(_first_line(error), where="second order") from error
+            raise NotOfferedError(first_line(error), where="second order") from error
         return model
 
     def batched(self) -> Model:
@@ -124,26 +122,26 @@ class TorchOperator:
             with preserved():
                 model.value_and_grad(model.parameters())
         except (RuntimeError, NotImplementedError) as error:
-            raise NotOfferedError(_first_line(error), where="batched") from error
+            raise NotOfferedError(first_line(error), where="batched") from error
         return model
 
     def _outputs(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # copies: what is changed in place may be no leaf, and is the operator's own
         found = flattened(self._function(dict(x)), _is_differentiable)
         return {} if found is None else {name: y.to_dense() for name, y in found[0].items()}
 
     def _paired(self, p: Mapping[str, Tensor]) -> Tensor:
         outputs = self._outputs(self._copied(p))
-        return _sum(_product(y, self._cotangents[name]) for name, y in outputs.items()) + self._offset
+        return sum(_product(y, self._cotangents[name]) for name, y in outputs.items()) + self._offset
 
     def _copied(self, p: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # what is changed in place may be no leaf
         return {n: x.clone() for n, x in self._joined(p).items()}
 
     def _joined(self, p: Mapping[str, Tensor]) -> dict[str, Tensor]:
         joined = {}
         for name in self._inputs:
             both = name in self._complex
-            x = torch.complex(p[name + _REAL], p[name + _IMAGINARY]) if both else p[name]
+            x = torch.complex(p[name + REAL], p[name + IMAGINARY]) if both else p[name]
             joined[name] = _with_entries(self._sparse[name], x) if name in self._sparse else x
         return joined
 
@@ -153,7 +151,7 @@ class TorchOperator:
             msg = "a vector-Jacobian product needs inputs that record"  # TorchModel then gives some
             raise RuntimeError(msg)
         x = self._joined(p)
-        outputs = self._outputs({n: a.clone() for n, a in x.items()})
+        outputs = self._outputs({n: a.clone() for n, a in x.items()})  # as in _copied
         recording = {n: y for n, y in outputs.items() if y.requires_grad}
         if not recording:
             return dict.fromkeys(x)
@@ -168,7 +166,7 @@ class TorchOperator:
             return torch.zeros_like(output)
         key = f"cotangent of {name}"
         if output.is_complex():
-            return torch.complex(p[key + _REAL], p[key + _IMAGINARY]).to(output.dtype)
+            return torch.complex(p[key + REAL], p[key + IMAGINARY]).to(output.dtype)
         return p[key].to(output.dtype)
 
     def _batched(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
@@ -176,7 +174,7 @@ class TorchOperator:
             p = {n: as_tensor(a).requires_grad_() for n, a in parameters.items()}
             outputs = self._outputs(self._copied(p))
             weights = {n: _as_cotangent(self._cotangents[n], y) for n, y in outputs.items()}
-            loss = _sum(_product(y, self._cotangents[n]) for n, y in outputs.items()) + self._offset
+            loss = sum(_product(y, self._cotangents[n]) for n, y in outputs.items()) + self._offset
             recording = {n: y for n, y in outputs.items() if y.requires_grad}
             found: Sequence[Tensor | None] = [None] * len(p)
             if recording:
@@ -213,7 +211,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Complex tensors as two."""
     parts: Tensors = {}
     for name, x in tensors.items():
-        parts |= {name + _REAL: x.real, name + _IMAGINARY: x.imag} if x.is_complex() else {name: x}
+        parts |= {name + REAL: x.real, name + IMAGINARY: x.imag} if x.is_complex() else {name: x}
     return parts
 
 
@@ -226,13 +224,5 @@ def _product(output: Tensor, weight: Any) -> Tensor:
     return (c.real * output.real + c.imag * output.imag).sum() if output.is_complex() else (c * output).sum()
 
 
-def _sum(products: Any) -> Any:
-    return sum(products)
-
-
 def _bits(x: Tensor) -> Tensor:
     return torch.nan_to_num(torch.view_as_real(x) if x.is_complex() else x)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

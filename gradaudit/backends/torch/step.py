@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
+from gradaudit.arrays import Gradients, NamedArrays, Scalar
+from gradaudit.backends.over import OverModel
 from gradaudit.backends.torch.adapt import adapted
-from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor, environment
+from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import Patches, preserved
-from gradaudit.direction import Point
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import StepVariant
 
@@ -63,13 +63,14 @@ class _Seen:
 
 
 @final
-class StepModel:
+class StepModel(OverModel):
     """The objective of a module, whose gradient is what a training step leaves.
 
     The gradient is read at the first ``optimizer.step()`` that the step calls, else from ``.grad`` after it. A step
     with an optimiser is a whole iteration: it runs twice from the same parameters, ``.grad`` left as it is in between.
     Parameters, buffers, ``.grad``, optimisers and loss scalers are as before afterwards. A closure's own Python state
-    (a data iterator, a scheduler) is not known, so not restored.
+    (a data iterator, a scheduler) is not known, so not restored. The float64 twin is the objective's, with its
+    own gradient.
 
     Args:
         module: what is trained.
@@ -92,35 +93,15 @@ class StepModel:
         clipping: bool = True,
         weights: Sequence[float] | None = None,
     ) -> None:
+        super().__init__(objective)
         self._module, self._step, self._objective, self._sizes = module, step, objective, dict(sizes)
         self._empty, self._clipping, self._weights = empty, clipping, weights
         self._named = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._seen: _Seen | None = None
 
-    def parameters(self) -> NamedArrays:
-        """The base point."""
-        return self._objective.parameters()
-
-    def loss(self, parameters: NamedArrays) -> Scalar:
-        """The objective."""
-        return self._objective.loss(parameters)
-
-    @property
-    def point_bytes(self) -> int:
-        """Working memory of one more point, in bytes."""
-        return self._objective.point_bytes
-
-    def along(self, points: Sequence[Point]) -> Array:
-        """The objectives at K points, (K,)."""
-        return self._objective.along(points)
-
     def narrow(self) -> float | None:
         """The autocast of the objective, which is taken to be that of the step."""
         return self._objective.narrow()
-
-    def twin(self) -> TorchModel | None:
-        """The objective in float64; its gradient is autograd's own."""
-        return self._objective.twin()
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The objective, and the gradient that the optimiser would see.
@@ -177,14 +158,6 @@ class StepModel:
                 )
                 found.append(StepVariant(kind="weights", detail=detail, model=self._changed(weights=weights)))
         return found
-
-    def preserved(self) -> AbstractContextManager[None]:
-        """PyTorch's global state as it was."""
-        return preserved()
-
-    def environment(self) -> Mapping[str, str]:
-        """PyTorch's version."""
-        return environment()
 
     def _changed(
         self, *, empty: bool = False, clipping: bool = True, weights: Sequence[float] | None = None
