@@ -242,13 +242,13 @@ class Network(Protocol):
 
     @property
     def model(self) -> FrameworkModel:
-        """The network's loss over its weights."""
+        """The network's loss over its weights, differentiated whole; the gradient of a weight is 0, never missing."""
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """(T,), in the network's dtype; their sum is the loss."""
 
-    def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
-        """The hidden state (N, H) after the first ``n_steps`` steps; after 0 steps the initial state."""
+    def states(self, parameters: NamedArrays) -> Array:
+        """(T+1, N, S): the state before the first step, then after each; of a network that runs one way only."""
 
 
 class Operator(Protocol):

@@ -1,24 +1,22 @@
 """The recurrent or dense network of any backend, as a model with all its capabilities.
 
-A backend supplies a `gradaudit.protocols.Network`; what is the same everywhere is here, once: twin, frozen objective,
-other truncations are the same problem with one field replaced.
+A backend supplies a `gradaudit.protocols.Network` that is differentiated whole; what is the same everywhere is here,
+once: twin, truncation, frozen objective.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TypeAlias, final
+from typing import final
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
+from gradaudit.backends.truncated import Build, FrozenModel, frozen, gradient, tangent
 from gradaudit.direction import Point
-from gradaudit.protocols import Network
-from gradaudit.recurrent import Held, Problem, Truncation
+from gradaudit.recurrent import Problem, Truncation
 
-__all__ = ["Build", "NetworkModel"]
-
-Build: TypeAlias = Callable[[Problem], Network]
+__all__ = ["NetworkModel"]
 
 
 @final
@@ -37,20 +35,29 @@ class NetworkModel:
         self._model = self._network.model
 
     def parameters(self) -> NamedArrays:
-        """The weights: W (D, H), b (H,) and, if recurrent, R (H, H), and h0 (H,) if learned."""
+        """The weights: W (D, H) and b (H,) of a dense layer, or those of the recurrent spec."""
         return self._problem.weights
 
     def loss(self, parameters: NamedArrays) -> Scalar:
-        """Mean categorical cross-entropy over all steps, or over the last."""
+        """Mean categorical cross-entropy over all steps that there are, or over the last."""
         return self._model.loss(parameters)
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The loss and its gradient as truncated."""
-        return self._model.value_and_grad(parameters)
+        if not self._truncates:
+            return self._model.value_and_grad(parameters)
+        # the loss is that of the plain pass, to the last bit
+        return self._model.loss(parameters), gradient(self._problem, self._build, parameters)
 
     def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
         """Forward mode, of the gradient as truncated."""
-        return self._model.jvp(parameters, tangents)
+        if not self._truncates:
+            return self._model.jvp(parameters, tangents)
+        return tangent(self._problem, self._build, parameters, tangents)
+
+    @property
+    def _truncates(self) -> bool:
+        return not self._problem.feed_forward and self._problem.truncation.cuts(self._problem.n_steps)
 
     @property
     def point_bytes(self) -> int:
@@ -75,20 +82,12 @@ class NetworkModel:
         return self._problem.truncation
 
     def with_truncation(self, truncation: Truncation) -> NetworkModel:
-        """The same loss with another truncation, nothing held."""
-        return NetworkModel(replace(self._problem, truncation=truncation, held=None), self._build)
+        """The same loss with another truncation."""
+        return NetworkModel(replace(self._problem, truncation=truncation), self._build)
 
-    def frozen(self) -> NetworkModel | None:
-        """The last T - c steps from the state held after step c, the earlier losses held too; None if c = 0."""
-        n_cut = self._problem.n_cut
-        if n_cut == 0 or self._problem.held is not None:
-            return None
-        parameters = self._problem.weights
-        held = Held(
-            state=self._network.state_after(parameters, n_cut),
-            step_losses=self._network.step_losses(parameters)[:n_cut],
-        )
-        return NetworkModel(replace(self._problem, held=held), self._build)
+    def frozen(self) -> FrozenModel | None:
+        """The loss with the cut states held; None where nothing is cut."""
+        return frozen(self._problem, self._build) if self._truncates else None
 
     def twin(self) -> NetworkModel | None:
         """The same network in float64, from the same numbers."""

@@ -43,7 +43,7 @@ class Case:
     @property
     def covered(self) -> int:
         """How many steps the backward pass covers."""
-        return self.n_steps - self.truncation.n_cut_steps(self.n_steps)
+        return int((self.truncation.reach(self.n_steps) > 0).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,27 +1,28 @@
-"""Recurrent layers as values: truncation, spec, seeded weights and data. Nothing here computes a network."""
+"""Recurrent networks as values: truncation, spec, seeded weights and data. Nothing here computes a network."""
 
-from gradaudit.recurrent.spec import (
-    Activation,
-    Held,
-    Problem,
-    RecurrentSpec,
-    SequenceData,
-    initial_weights,
-    random_sequences,
-)
-from gradaudit.recurrent.truncation import Truncation, chunks, none, tail, window
+from gradaudit.recurrent.problem import Crossing, Problem, Start
+from gradaudit.recurrent.segments import one_way, segment_problems, uncounted_steps
+from gradaudit.recurrent.spec import Activation, Cell, RecurrentSpec, SequenceData, initial_weights, random_sequences
+from gradaudit.recurrent.truncation import Truncation, chunks, none, randomised, tail, tbptt, window
 
 __all__ = [
     "Activation",
-    "Held",
+    "Cell",
+    "Crossing",
     "Problem",
     "RecurrentSpec",
     "SequenceData",
+    "Start",
     "Truncation",
     "chunks",
     "initial_weights",
     "none",
+    "one_way",
     "random_sequences",
+    "randomised",
+    "segment_problems",
     "tail",
+    "tbptt",
+    "uncounted_steps",
     "window",
 ]

@@ -1,4 +1,4 @@
-"""The dense and the recurrent layer in JAX, pure functions of one network; vmap makes them many.
+"""The dense and the recurrent layers in JAX, pure functions of one network; vmap makes them many.
 
 Layout: time first, sequences innermost, (T, H, N): the softmax over few classes is vectorised on a CPU. Time is walked
 by a scan over blocks of steps: memory does not grow with T where only the loss is wanted, and float32 sums over steps,
@@ -7,21 +7,37 @@ forward and backward, are sums of short sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from gradaudit.recurrent import Activation
+from gradaudit.recurrent import Activation, RecurrentSpec
+from gradaudit.recurrent.cells import State, begin, end, prepared, step
+from gradaudit.recurrent.spec import Layer
 
-__all__ = ["Layer", "Reduce", "Steps", "Weights", "keep", "total", "walk", "working_bytes"]
+__all__ = [
+    "Reduce",
+    "States",
+    "Steps",
+    "Weights",
+    "dense",
+    "entropies",
+    "keep",
+    "outputs",
+    "read",
+    "total",
+    "walk",
+    "working_bytes",
+]
 
 Weights: TypeAlias = dict[str, jax.Array]
+#: By layer and component, (H, N).
+States: TypeAlias = tuple[State, ...]
 #: What is kept of the losses (B,) of a block of steps: `keep` or `total`.
 Reduce: TypeAlias = Callable[[jax.Array], jax.Array]
 
@@ -29,8 +45,8 @@ Reduce: TypeAlias = Callable[[jax.Array], jax.Array]
 _BLOCK = 256
 #: Arrays of the size of one block of outputs that are alive at once.
 _LIVE_BLOCKS = 4
-#: Up to so many classes h @ R is written out.
-_FEW_CLASSES = 8
+#: Up to so many units h @ R is written out.
+_FEW_UNITS = 8
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda a: a,
     "tanh": jnp.tanh,
@@ -40,24 +56,37 @@ _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """What the compiled programs depend on besides shapes; equal layers share them."""
-
-    activation: Activation
-    feed_forward: bool
-
-
 class Steps(NamedTuple):
-    """Consecutive time steps: inputs (T, N, D), labels (T, N) int32, and what a cross-entropy weighs, (T,)."""
+    """Consecutive time steps; what is None is not there for any of them.
+
+    Attributes:
+        inputs: (T, N, D).
+        labels: (T, N), int32.
+        loss_weights: what a cross-entropy weighs, (T, N).
+        mask: (T, N), bool.
+        weights: of the crossings, (T, N).
+        held: (T, S, N).
+        offset: of the logits, (T, C, N).
+    """
 
     inputs: jax.Array
     labels: jax.Array
     loss_weights: jax.Array
+    mask: jax.Array | None = None
+    weights: jax.Array | None = None
+    held: jax.Array | None = None
+    offset: jax.Array | None = None
 
     def part(self, steps: slice) -> Steps:
         """Some of the steps."""
-        return Steps(*(array[steps] for array in self))
+        return self._each(lambda array: array[steps])
+
+    def blocks(self, size: int) -> Steps:
+        """(T, ...) as (T / size, size, ...)."""
+        return self._each(lambda array: array.reshape(-1, size, *array.shape[1:]))
+
+    def _each(self, change: Callable[[jax.Array], jax.Array]) -> Steps:
+        return Steps(*(None if array is None else change(array) for array in self))
 
 
 def keep(losses: jax.Array) -> jax.Array:
@@ -73,26 +102,18 @@ def total(losses: jax.Array) -> jax.Array:
     return losses
 
 
-def walk(layer: Layer, weights: Weights, state: jax.Array, steps: Steps, reduce: Reduce) -> tuple[jax.Array, jax.Array]:
-    """Run the steps from a state (N, H): the state after them, and what ``reduce`` keeps of each block, joined."""
-    state = state.T
-
-    def block(state: jax.Array, steps: Steps) -> tuple[jax.Array, jax.Array]:
-        outputs = _outputs(layer, weights, state, steps.inputs)
-        return outputs[-1], reduce(_losses(layer, outputs, steps))
-
+def walk(block: Callable[[Any, Steps], tuple[Any, jax.Array]], carry: Any, steps: Steps) -> jax.Array:
+    """What ``block`` (carry, some steps) -> (carry, kept (n, ...)) keeps of all blocks of steps, joined."""
     n_steps = steps.inputs.shape[0]
     size = _block_size(n_steps)
-    kept = [jnp.zeros(0, state.dtype)]
+    kept = []
     if n_first := n_steps % size:
-        state, losses = block(state, steps.part(slice(n_first)))
-        kept.append(losses)
+        carry, first = block(carry, steps.part(slice(n_first)))
+        kept.append(first)
     if n_steps > n_first:
-        rest = steps.part(slice(n_first, None))
-        blocks = Steps(*(array.reshape(-1, size, *array.shape[1:]) for array in rest))
-        state, losses = lax.scan(block, state, blocks)
-        kept.append(losses.reshape(-1))
-    return state.T, jnp.concatenate(kept)
+        _, rest = lax.scan(block, carry, steps.part(slice(n_first, None)).blocks(size))
+        kept.append(rest.reshape(-1, *rest.shape[2:]))
+    return jnp.concatenate(kept)
 
 
 def _block_size(n_steps: int) -> int:
@@ -101,40 +122,121 @@ def _block_size(n_steps: int) -> int:
     return even if even >= _BLOCK // 4 else _BLOCK
 
 
-def working_bytes(n_steps: int, n_sequences: int, n_classes: int, dtype: str) -> int:
-    """Memory that one network takes in `walk` where only the loss is wanted."""
-    return _LIVE_BLOCKS * min(n_steps, _BLOCK) * n_sequences * n_classes * np.dtype(dtype).itemsize
+def working_bytes(spec: RecurrentSpec, n_steps: int, n_sequences: int, dtype: str) -> int:
+    """Memory that one network takes where only the loss is wanted."""
+    numbers = max(spec.n_state, spec.n_classes)
+    return _LIVE_BLOCKS * min(n_steps, _BLOCK) * n_sequences * numbers * np.dtype(dtype).itemsize
 
 
-def _outputs(layer: Layer, weights: Weights, state: jax.Array, inputs: jax.Array) -> jax.Array:
-    """(B, H, N): activation(x @ W + b) or, recurrent, activation(x @ W + h @ R + b), from a state (H, N)."""
-    activate = _ACTIVATIONS[layer.activation]
-    # accelerators would otherwise round float32 factors to fewer digits than the audit resolves
-    sources = jnp.einsum("tnd,dh->thn", inputs, weights["W"], precision=lax.Precision.HIGHEST) + weights["b"][:, None]
-    if layer.feed_forward:
-        return activate(sources)
+class JaxOps:
+    """The `gradaudit.recurrent.cells.Ops` of arrays (H, N)."""
 
-    def step(state: jax.Array, source: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state = activate(source + _recurrent(weights["R"], state))
-        return state, state
+    def recurrent(self, weights: jax.Array) -> jax.Array:
+        """As it is."""
+        return weights
 
-    return lax.scan(step, state, sources)[1]
+    def vector(self, weights: jax.Array) -> jax.Array:
+        """(H,) as (H, 1)."""
+        return weights[..., None]
+
+    def product(self, weights: jax.Array, state: jax.Array) -> jax.Array:
+        """R^T h, (G H, N)."""
+        if weights.shape[0] > _FEW_UNITS:
+            # accelerators would otherwise round float32 factors to fewer digits than the audit resolves
+            return jnp.matmul(weights.T, state, precision=lax.Precision.HIGHEST)
+        # small products, many side by side under vmap, are faster as sums: they become one loop with what follows
+        return (weights[:, :, None] * state[:, None, :]).sum(axis=0)
+
+    def affine(self, source: jax.Array, weights: jax.Array, state: jax.Array) -> jax.Array:
+        """Source + R^T h."""
+        return source + self.product(weights, state)
+
+    def split(self, a: jax.Array, n: int) -> Sequence[jax.Array]:
+        """Along axis -2."""
+        parts: Sequence[jax.Array] = jnp.split(a, n, axis=-2)
+        return parts
+
+    def activate(self, a: jax.Array, activation: Activation) -> jax.Array:
+        """activation(a)."""
+        return _ACTIVATIONS[activation](a)
 
 
-def _recurrent(weights: jax.Array, state: jax.Array) -> jax.Array:
-    """R^T h for a state (H, N)."""
-    if weights.shape[0] > _FEW_CLASSES:
-        return jnp.matmul(weights.T, state, precision=lax.Precision.HIGHEST)
-    # small products, many side by side under vmap, are faster as sums: they become one loop with what follows
-    return (weights[:, :, None] * state[:, None, :]).sum(axis=0)
+_OPS = JaxOps()
 
 
-def _losses(layer: Layer, outputs: jax.Array, steps: Steps) -> jax.Array:
-    """What each step adds to the loss, (B,), from outputs (B, H, N)."""
-    # a step without a loss adds exactly nothing, not even where its cross-entropy is infinite: 0 * inf is NaN
-    outputs = jnp.where(steps.loss_weights[:, None, None] == 0, 1, outputs)
+def outputs(
+    spec: RecurrentSpec, weights: Weights, states: States, steps: Steps, *, reverse: bool
+) -> tuple[States, list[State]]:
+    """The states after some steps, and those after each of them, by layer and component, (B, H, N)."""
+    after, kept, below = [], [], None
+    for index, layer in enumerate(spec.layers(reverse=reverse)):
+        sources = _sources(weights, layer, steps.inputs, below)
+        state, walked = _layer(spec, layer, index, weights, states[index], steps, sources)
+        after.append(state)
+        kept.append(walked)
+        below = walked[0]
+    return tuple(after), kept
+
+
+def _sources(weights: Weights, layer: Layer, inputs: jax.Array, below: jax.Array | None) -> jax.Array:
+    """X @ W + b, (B, G H, N)."""
+    weight, bias = weights["W" + layer.suffix], weights["b" + layer.suffix][:, None]
+    if below is None:
+        return jnp.einsum("tnd,dh->thn", inputs, weight, precision=lax.Precision.HIGHEST) + bias
+    return jnp.einsum("tdn,dh->thn", below, weight, precision=lax.Precision.HIGHEST) + bias
+
+
+def _layer(
+    spec: RecurrentSpec,
+    layer: Layer,
+    index: int,
+    weights: Weights,
+    state: State,
+    steps: Steps,
+    sources: jax.Array,
+) -> tuple[State, State]:
+    own = prepared(spec, layer, _OPS, weights)
+
+    def one(state: State, at: tuple[Any, ...]) -> tuple[State, State]:
+        source, mask, weight, held = at
+        if weight is not None:
+            state = begin(state, weight, _layer_of(spec, held, index), jnp.where)
+        after = step(spec, _OPS, own, state, source)
+        if mask is not None:
+            after = end(state, after, mask, jnp.where)
+        return after, after
+
+    result: tuple[State, State] = lax.scan(one, state, (sources, steps.mask, steps.weights, steps.held))
+    return result
+
+
+def _layer_of(spec: RecurrentSpec, state: jax.Array, index: int) -> State:
+    """One layer's components (H, N) of a whole state (S, N)."""
+    n = len(spec.components)
+    return tuple(jnp.split(state, spec.n_layers * n)[index * n : (index + 1) * n])
+
+
+def dense(spec: RecurrentSpec, weights: Weights, steps: Steps) -> jax.Array:
+    """activation(x @ W + b), (B, C, N)."""
+    layer = Layer(suffix="", n_inputs=spec.n_features)
+    return _ACTIVATIONS[spec.activation](_sources(weights, layer, steps.inputs, None))
+
+
+def read(spec: RecurrentSpec, weights: Weights, top: jax.Array, *, reverse: bool) -> jax.Array:
+    """Probabilities or logits (B, C, N) of the top layer's states (B, H, N); of the reverse direction without bias."""
+    if spec.n_hidden is None:
+        return top
+    rows = weights["V"][spec.width :] if reverse else weights["V"][: spec.width]
+    logits = jnp.einsum("thn,hc->tcn", top, rows, precision=lax.Precision.HIGHEST)
+    return logits if reverse else logits + weights["c"][:, None]
+
+
+def entropies(spec: RecurrentSpec, outputs_: jax.Array, steps: Steps) -> jax.Array:
+    """What each step adds to the loss, (B,), from outputs (B, C, N)."""
+    # what weighs nothing adds exactly nothing, not even where its cross-entropy is infinite: 0 * inf is NaN
+    outputs_ = jnp.where(steps.loss_weights[:, None] == 0, 1, outputs_)
     # compared, not indexed: the derivative of indexing is a scatter, slow on a CPU
-    chosen = steps.labels[:, None, :] == jnp.arange(outputs.shape[1], dtype=steps.labels.dtype)[:, None]
-    picked = jnp.where(chosen, outputs, 0).sum(axis=1)
-    entropies = -jnp.log(picked) if layer.activation == "softmax" else jax.nn.logsumexp(outputs, axis=1) - picked
-    return steps.loss_weights * entropies.sum(axis=-1)
+    chosen = steps.labels[:, None, :] == jnp.arange(outputs_.shape[1], dtype=steps.labels.dtype)[:, None]
+    picked = jnp.where(chosen, outputs_, 0).sum(axis=1)
+    each = -jnp.log(picked) if spec.gives_probabilities else jax.nn.logsumexp(outputs_, axis=1) - picked
+    return (steps.loss_weights * each).sum(axis=-1)

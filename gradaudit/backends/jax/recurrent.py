@@ -1,22 +1,21 @@
-"""The networks of the seed case in JAX."""
+"""The networks in JAX."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from gradaudit.arrays import Array, NamedArrays
 from gradaudit.backends.jax import cells
 from gradaudit.backends.jax.model import JaxModel, Programs
-from gradaudit.recurrent import Problem
+from gradaudit.recurrent import Problem, RecurrentSpec
 
 __all__ = ["JaxNetwork"]
 
@@ -24,11 +23,11 @@ _Jitted: TypeAlias = Callable[..., jax.Array]
 
 
 class _Data(NamedTuple):
-    """The traced arguments: the steps that run, the state (N, H) before them, the losses (c,) held for earlier ones."""
+    """The traced arguments: the steps, the state (S, N) before them, and which sequences (N,) start elsewhere."""
 
     steps: cells.Steps
     state: jax.Array
-    held_losses: jax.Array
+    live: jax.Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +35,16 @@ class _Objective:
     """The loss as a function of weights and data; a value, so that networks with equal ones share programs.
 
     Attributes:
-        n_cut: leading steps whose use of weights and state has no derivative.
-        learned: the run starts from the weights' h0 instead of the data's state.
+        learned: some sequences start from the learned initial states.
+        both_ways: two directions of time are run.
+        reverse: the one direction that is run is the reverse one.
     """
 
-    layer: cells.Layer
-    n_cut: int
+    spec: RecurrentSpec
+    feed_forward: bool
     learned: bool
+    both_ways: bool
+    reverse: bool
 
     def __call__(self, weights: cells.Weights, data: _Data) -> jax.Array:
         """The mean cross-entropy."""
@@ -52,34 +54,63 @@ class _Objective:
         """What each step adds to it, (T,)."""
         return self._losses(weights, data, cells.keep)
 
-    def state_after(self, n_steps: int, weights: cells.Weights, data: _Data) -> jax.Array:
-        """The state (N, H) after the first steps that run."""
-        steps = data.steps.part(slice(n_steps))
-        return cells.walk(self.layer, weights, self._initial_state(weights, data), steps, cells.total)[0]
+    def states(self, weights: cells.Weights, data: _Data) -> jax.Array:
+        """(T+1, N, S)."""
+        begun = self._initial_states(weights, data, reverse=self.reverse)
 
-    def _initial_state(self, weights: cells.Weights, data: _Data) -> jax.Array:
-        return jnp.broadcast_to(weights["h0"], data.state.shape) if self.learned else data.state
+        def block(states: cells.States, steps: cells.Steps) -> tuple[cells.States, jax.Array]:
+            states, kept = cells.outputs(self.spec, weights, states, steps, reverse=self.reverse)
+            return states, jnp.concatenate([c for state in kept for c in state], axis=1)
+
+        first = jnp.concatenate([c for state in begun for c in state])
+        return jnp.concatenate([first[None], cells.walk(block, begun, data.steps)]).swapaxes(1, 2)
+
+    def _initial_states(self, weights: cells.Weights, data: _Data, *, reverse: bool) -> cells.States:
+        n = len(self.spec.components)
+        given = jnp.split(data.state, self.spec.n_layers * n)
+        if self.learned:
+            names = self.spec.initial_states(reverse=reverse)
+            given = [jnp.where(data.live, weights[name][:, None], c) for name, c in zip(names, given, strict=True)]
+        return tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
 
     def _losses(self, weights: cells.Weights, data: _Data, reduce: cells.Reduce) -> jax.Array:
-        state, losses = self._initial_state(weights, data), data.held_losses
-        if self.n_cut:
-            # stopped at its inputs, this scan has no derivative at all, so nothing is stored for it
-            stopped, state, cut = lax.stop_gradient((weights, state, data.steps.part(slice(self.n_cut))))
-            state, early = cells.walk(self.layer, stopped, state, cut, reduce)
-            losses = jnp.concatenate([losses, early])
-        _, late = cells.walk(self.layer, weights, state, data.steps.part(slice(self.n_cut, None)), reduce)
-        return jnp.concatenate([losses, late])
+        steps, spec = data.steps, self.spec
+        if self.feed_forward:
+
+            def dense(carry: None, steps: cells.Steps) -> tuple[None, jax.Array]:
+                return carry, reduce(cells.entropies(spec, cells.dense(spec, weights, steps), steps))
+
+            return cells.walk(dense, None, steps)
+        if self.both_ways:
+            steps = steps._replace(offset=self._behind(weights, data))
+
+        def block(states: cells.States, steps: cells.Steps) -> tuple[cells.States, jax.Array]:
+            states, kept = cells.outputs(spec, weights, states, steps, reverse=self.reverse)
+            outputs = cells.read(spec, weights, kept[-1][0], reverse=self.reverse)
+            outputs = outputs if steps.offset is None else outputs + steps.offset
+            return states, reduce(cells.entropies(spec, outputs, steps))
+
+        return cells.walk(block, self._initial_states(weights, data, reverse=self.reverse), steps)
+
+    def _behind(self, weights: cells.Weights, data: _Data) -> jax.Array:
+        """What the reverse direction adds to the logits, (T, C, N), in the order of time."""
+
+        def block(states: cells.States, steps: cells.Steps) -> tuple[cells.States, jax.Array]:
+            states, kept = cells.outputs(self.spec, weights, states, steps, reverse=True)
+            return states, cells.read(self.spec, weights, kept[-1][0], reverse=True)
+
+        turned = data.steps.part(slice(None, None, -1))
+        return cells.walk(block, self._initial_states(weights, data, reverse=True), turned)[::-1]
 
 
 @final
 class _NetworkPrograms:
-    """All programs of one objective; what needs no derivative comes from the same objective untruncated."""
+    """All programs of one objective."""
 
     def __init__(self, objective: _Objective) -> None:
-        forward = _programs(replace(objective, n_cut=0)) if objective.n_cut else None
-        self.model: Programs = Programs(objective, forward=forward and forward.model)
-        self.step_losses: _Jitted = forward.step_losses if forward else jax.jit(objective.step_losses)
-        self.state_after: _Jitted = forward.state_after if forward else jax.jit(objective.state_after, static_argnums=0)
+        self.model: Programs = Programs(objective)
+        self.step_losses: _Jitted = jax.jit(objective.step_losses)
+        self.states: _Jitted = jax.jit(objective.states)
 
 
 @lru_cache(maxsize=64)
@@ -93,41 +124,43 @@ class JaxNetwork:
     """The network of a problem, its forward a scan, its derivatives JAX's.
 
     Args:
-        problem: spec, weights, data and truncation; dtype float32 or float64.
+        problem: spec, weights and data; dtype float32 or float64.
     """
 
     def __init__(self, problem: Problem) -> None:
-        held = problem.held
-        self._first = problem.n_cut if held is not None else 0
-        layer = cells.Layer(activation=problem.spec.activation, feed_forward=problem.feed_forward)
-        learned = "h0" in problem.weights and held is None
-        n_cut = problem.n_cut - self._first
-        self._programs = _programs(_Objective(layer=layer, n_cut=n_cut, learned=learned))
+        start = problem.start_state()
+        objective = _Objective(
+            spec=problem.spec,
+            feed_forward=problem.feed_forward,
+            learned=problem.spec.learn_initial_state and bool(start.live.any()) and not problem.feed_forward,
+            both_ways=problem.both_ways,
+            reverse=problem.side == "reverse",
+        )
+        crossing, offset = problem.crossings(), problem.offsets()
+        steps = cells.Steps(
+            problem.inputs(),
+            problem.labels().astype(np.int32),
+            problem.loss_weights(),
+            problem.mask(),
+            None if crossing is None else crossing.weights,
+            None if crossing is None else crossing.held.swapaxes(1, 2),
+            None if offset is None else offset.swapaxes(1, 2),
+        )
+        self._programs = _programs(objective)
         self.model = JaxModel(
             self._programs.model,
             problem.weights,
-            arguments=(self._data(problem),),
-            working_bytes=cells.working_bytes(
-                problem.n_steps, problem.n_sequences, problem.spec.n_classes, problem.dtype
-            ),
+            arguments=(_Data(steps, start.state.T, start.live),),
+            working_bytes=cells.working_bytes(problem.spec, problem.n_steps, problem.n_sequences, problem.dtype),
             n_threads=os.cpu_count() or 1,
         )
-
-    def _data(self, problem: Problem) -> _Data:
-        labels, held = problem.labels().astype(np.int32), problem.held
-        steps = cells.Steps(problem.inputs(), labels, problem.loss_weights()).part(slice(self._first, None))
-        if held is not None:
-            return _Data(steps, held.state.astype(problem.dtype), held.step_losses.astype(problem.dtype))
-        state = np.zeros((problem.n_sequences, problem.spec.n_classes), problem.dtype)
-        return _Data(steps, state, np.zeros(0, problem.dtype))
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """What each step adds to the loss, (T,)."""
         losses: Array = self.model.evaluate(self._programs.step_losses, parameters)
         return losses
 
-    def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
-        """The hidden state (N, H) after ``n_steps`` steps."""
-        n_run = max(n_steps - self._first, 0)  # the held state stands for the steps before
-        state: Array = self.model.evaluate(partial(self._programs.state_after, n_run), parameters)
-        return state
+    def states(self, parameters: NamedArrays) -> Array:
+        """(T+1, N, S): the state before the first step, then after each."""
+        states: Array = self.model.evaluate(self._programs.states, parameters)
+        return states

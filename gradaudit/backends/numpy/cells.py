@@ -1,39 +1,61 @@
-"""The dense and the recurrent layer in NumPy, with hand-written derivatives: the independent reference.
+"""The dense and the recurrent layers in NumPy, forward.
 
-Layout: time first, then K parameter copies, classes, sequences, (T, K, H, N). With sequences innermost, reductions
-over few classes run over long rows. Time is walked in blocks, so memory does not grow with T where only the losses
-are wanted.
+Layout: time first, then K parameter copies, units, sequences, (T, K, H, N). With sequences innermost, reductions over
+few classes run over long rows. Time is walked in blocks, so memory does not grow with T where only the losses are
+wanted. All of it computes in complex numbers, too: forward mode is a complex step (Squire & Trapp 1998).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from gradaudit.arrays import Array, NamedArrays
-from gradaudit.recurrent import Activation
+from gradaudit.recurrent import Activation, RecurrentSpec
+from gradaudit.recurrent.cells import State, begin, end, prepared, step
 
 __all__ = [
     "BLOCK",
+    "NumpyOps",
+    "Steps",
     "activate",
-    "back",
     "cross_entropy",
     "cross_entropy_gradient",
     "dense",
-    "jacobian_product",
+    "layer_of",
     "run",
-    "tangent",
 ]
 
 #: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
 BLOCK = 256
-#: Below this many classes a BLAS call per parameter copy costs more than the product itself.
+#: Below this many units a BLAS call per parameter copy costs more than the product itself.
 _SMALL = 8
 
 
+class Steps(NamedTuple):
+    """What is given at each step.
+
+    Attributes:
+        inputs: (T, N, D).
+        mask: (T, 1, N), or None.
+        weights: of the crossings, (T, 1, N), or None.
+        held: (T, S, N), or None.
+    """
+
+    inputs: Array
+    mask: Array | None = None
+    weights: Array | None = None
+    held: Array | None = None
+
+    def part(self, steps: slice) -> Steps:
+        """Some of the steps."""
+        return Steps(*(None if a is None else a[steps] for a in self))  # type: ignore[arg-type]
+
+
 def activate(a: Array, activation: Activation) -> Array:
-    """H = activation(a), in place; softmax over the classes, axis -2."""
+    """H = activation(a), in place; softmax over the units, axis -2."""
     if activation == "tanh":
         np.tanh(a, out=a)
     elif activation == "relu":
@@ -48,95 +70,115 @@ def activate(a: Array, activation: Activation) -> Array:
     return a
 
 
-def jacobian_product(h: Array, v: Array, activation: Activation) -> Array:
-    """(d activation / d a) @ v from the output h. All five Jacobians are symmetric: forward and backward are one."""
-    if activation == "tanh":
-        return np.asarray(v * (1 - h * h))
-    if activation == "relu":
-        return np.asarray(v * (h > 0))
-    if activation == "sigmoid":
-        return np.asarray(v * (h * (1 - h)))
-    if activation == "softmax":
-        return np.asarray(h * (v - (h * v).sum(axis=-2, keepdims=True)))
-    return v
+class NumpyOps:
+    """The `gradaudit.recurrent.cells.Ops` of arrays (K, H, N)."""
+
+    def recurrent(self, weights: Array) -> Array:
+        """R (K, H, G H) as (K, G H, H)."""
+        return np.ascontiguousarray(weights.swapaxes(-1, -2))
+
+    def vector(self, weights: Array) -> Array:
+        """(K, H) as (K, H, 1)."""
+        return weights[..., None]
+
+    def product(self, weights: Array, state: Array) -> Array:
+        """(K, G H, N)."""
+        if weights.shape[-1] <= _SMALL:
+            return np.asarray(np.einsum("kgh,khn->kgn", weights, state))
+        return np.asarray(weights @ state)
+
+    def affine(self, source: Array, weights: Array, state: Array) -> Array:
+        """In place."""
+        source += self.product(weights, state)
+        return source
+
+    def split(self, a: Array, n: int) -> list[Array]:
+        """Views."""
+        return np.split(a, n, axis=-2)
+
+    def activate(self, a: Array, activation: Activation) -> Array:
+        """In place."""
+        return activate(a, activation)
+
+
+_OPS = NumpyOps()
 
 
 def dense(parameters: NamedArrays, inputs: Array, activation: Activation) -> Iterator[tuple[slice, Array]]:
     """activation(x @ W + b) of inputs (T, N, D) with parameters (K, ...), as blocks (B, K, H, N) of one batch."""
     for steps in _blocks(len(inputs)):
-        yield steps, activate(_input_product(parameters, inputs[steps]), activation)
+        yield steps, activate(_input_product(parameters["W"], parameters["b"], inputs[steps]), activation)
 
 
-def run(parameters: NamedArrays, inputs: Array, state: Array, activation: Activation) -> Iterator[tuple[slice, Array]]:
-    """The hidden states (B, K, H, N) of consecutive blocks of steps, from state (K, H, N) before the first."""
-    recurrent = parameters["R"]
-    small = recurrent.shape[-1] <= _SMALL
-    transposed = np.ascontiguousarray(recurrent.swapaxes(-1, -2))
-    for steps in _blocks(len(inputs)):
-        states = _input_product(parameters, inputs[steps])
-        for t in range(len(states)):
-            states[t] += np.einsum("khj,khn->kjn", recurrent, state) if small else transposed @ state
-            state = activate(states[t], activation)
-        yield steps, states
+def run(
+    spec: RecurrentSpec, parameters: NamedArrays, steps: Steps, states: list[State], *, reverse: bool = False
+) -> Iterator[tuple[slice, list[list[Array]]]]:
+    """All states of consecutive blocks of steps: [layer][component] (B, K, H, N), from ``states`` before the first."""
+    layers = [(layer, prepared(spec, layer, _OPS, parameters)) for layer in spec.layers(reverse=reverse)]
+    for part in _blocks(len(steps.inputs)):
+        some, below, kept = steps.part(part), None, []
+        for index, (layer, weights) in enumerate(layers):
+            weight, bias = parameters["W" + layer.suffix], parameters["b" + layer.suffix]
+            sources = (
+                _input_product(weight, bias, some.inputs) if below is None else _product_above(weight, bias, below)
+            )
+            state = states[index]
+            walked = [np.empty((len(sources), *c.shape), sources.dtype) for c in state]
+            for t in range(len(sources)):
+                before = state
+                if some.weights is not None and some.held is not None:
+                    before = begin(state, some.weights[t], layer_of(spec, some.held[t], index), np.where)
+                state = step(spec, _OPS, weights, before, sources[t])
+                if some.mask is not None:
+                    state = end(before, state, some.mask[t], np.where)
+                for component, all_of_it in zip(state, walked, strict=True):
+                    all_of_it[t] = component
+            states[index] = state
+            below = walked[0]
+            kept.append(walked)
+        yield part, kept
+
+
+def layer_of(spec: RecurrentSpec, state: Array, index: int) -> State:
+    """One layer's components (H, N) of a whole state (S, N)."""
+    n, width = len(spec.components), spec.width
+    return tuple(state[(index * n + i) * width : (index * n + i + 1) * width] for i in range(n))
 
 
 def _blocks(n_steps: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, n_steps)) for start in range(0, n_steps, BLOCK))
 
 
-def _input_product(parameters: NamedArrays, inputs: Array) -> Array:
-    weight, bias = parameters["W"], parameters["b"]
-    (n_copies, n_features, n_hidden), (n_steps, n_sequences, _) = weight.shape, inputs.shape
+def _input_product(weight: Array, bias: Array, inputs: Array) -> Array:
+    """X @ W + b, (T, K, G H, N), of inputs (T, N, D)."""
+    (n_copies, n_features, n_units), (n_steps, n_sequences, _) = weight.shape, inputs.shape
     flat = weight.swapaxes(1, 2).reshape(-1, n_features) @ inputs.reshape(-1, n_features).T
-    product = flat.reshape(n_copies, n_hidden, n_steps, n_sequences) + bias[:, :, None, None]
+    product = flat.reshape(n_copies, n_units, n_steps, n_sequences) + bias[:, :, None, None]
     return np.ascontiguousarray(product.transpose(2, 0, 1, 3))
 
 
-def cross_entropy(outputs: Array, labels: Array, activation: Activation) -> Array:
-    """Cross-entropies summed over sequences, (T, K), of outputs (T, K, H, N) with labels (T, N)."""
+def _product_above(weight: Array, bias: Array, below: Array) -> Array:
+    """H @ W + b, (T, K, G H, N), of the states (T, K, H, N) of the layer below."""
+    return np.asarray(weight.swapaxes(1, 2) @ below + bias[:, :, None])
+
+
+def cross_entropy(outputs: Array, labels: Array, *, probabilities: bool) -> Array:
+    """Cross-entropies, (T, K, N), of probabilities or logits (T, K, C, N) with labels (T, N)."""
     picked = np.take_along_axis(outputs, labels[:, None, None, :], axis=2)[:, :, 0]
-    if activation == "softmax":
-        return np.asarray(-np.log(picked).sum(axis=-1))
+    if probabilities:
+        return np.asarray(-np.log(picked))
     top = outputs.max(axis=2)
     total = np.log(np.exp(outputs - top[:, :, None]).sum(axis=2)) + top
-    return np.asarray((total - picked).sum(axis=-1))
+    return np.asarray(total - picked)
 
 
-def cross_entropy_gradient(outputs: Array, labels: Array, activation: Activation) -> Array:
-    """D cross-entropy / d outputs, (T, H, N), of outputs (T, H, N) with labels (T, N)."""
+def cross_entropy_gradient(outputs: Array, labels: Array, *, probabilities: bool) -> Array:
+    """D cross-entropy / d outputs, (T, C, N), of outputs (T, C, N) with labels (T, N)."""
     index = labels[:, None, :]
-    if activation == "softmax":
+    if probabilities:
         gradient = np.zeros_like(outputs)
         np.put_along_axis(gradient, index, -1 / np.take_along_axis(outputs, index, axis=1), axis=1)
         return gradient
     gradient = activate(outputs.copy(), "softmax")
     np.put_along_axis(gradient, index, np.take_along_axis(gradient, index, axis=1) - 1, axis=1)
     return gradient
-
-
-def back(recurrent: Array, states: Array, cotangents: Array, activation: Activation) -> Array:
-    """Adjoints of the pre-activations, (T, H, N): back-propagation through time (Werbos 1990).
-
-    ``delta_t = J_t (g_t + R delta_{t+1})`` for states h_t and cotangents g_t = d loss / d h_t of one network.
-    """
-    adjoints = np.empty_like(states)
-    carried = np.zeros_like(states[0])
-    for t in reversed(range(len(states))):
-        adjoints[t] = jacobian_product(states[t], cotangents[t] + carried, activation)
-        carried = recurrent @ adjoints[t]
-    return adjoints
-
-
-def tangent(
-    tangents: NamedArrays, parameters: NamedArrays, inputs: Array, states: Array, before: Array, activation: Activation
-) -> Array:
-    """Forward mode: the tangents of the states, (T, H, N); ``before``, h_0, moves with the tangent of h0."""
-    previous = np.concatenate([before[None], states[:-1]])
-    moved = {"W": tangents["W"][None], "b": tangents["b"][None]}
-    sources = _input_product(moved, inputs)[:, 0] + tangents["R"].T @ previous
-    dots = np.empty_like(states)
-    dot = np.zeros_like(before) + (tangents["h0"][:, None] if "h0" in tangents else 0)
-    for t in range(len(states)):
-        dot = jacobian_product(states[t], sources[t] + parameters["R"].T @ dot, activation)
-        dots[t] = dot
-    return dots

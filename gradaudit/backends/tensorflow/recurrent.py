@@ -1,4 +1,4 @@
-"""The networks of the seed case in TensorFlow."""
+"""The networks in TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradaudit.recurrent import Problem
 __all__ = ["TensorflowNetwork"]
 
 #: What a batched evaluation holds at once, measured: arrays of the size of all outputs of the dense layer, of those of
-#: one block of the recurrent layer, and of the losses by step.
+#: one block of the recurrent layers, and of the losses by step.
 _LIVE_OUTPUTS, _LIVE_BLOCKS, _LIVE_LOSSES = 3, 8, 3
 
 
@@ -24,19 +24,17 @@ class TensorflowNetwork:
     """The network of a problem, over graphs that all networks of its kind share.
 
     Args:
-        problem: spec, weights, data and truncation; dtype float32 or float64.
+        problem: spec, weights and data; dtype float32 or float64.
     """
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._held = problem.held
-        # held steps are not run again, so nothing is left to cut
-        first, n_cut = (0, problem.n_cut) if problem.held is None else (problem.n_cut, 0)
-        inputs = np.pad(problem.inputs(), [(0, 0), (0, 0), (0, 1)], constant_values=1)
-        data = (inputs, problem.labels(), problem.loss_weights())
-        self._steps = cells.Steps(*(tf.constant(array[first:]) for array in data))
-        self._n_cut = tf.constant(n_cut)
-        self._one, self._many = (self._graph(n_copies=k, cut=n_cut > 0) for k in (1, None))
+        self._spec = problem.spec
+        start = problem.start_state()
+        self._start = np.split(start.state, self._spec.n_layers * len(self._spec.components), axis=1)
+        self._live = start.live if self._spec.learn_initial_state and start.live.any() else None
+        self._steps = _steps(problem)
+        self._one, self._many = (self._graph(n_copies=k) for k in (1, None))
         self.model = TensorflowModel(
             lambda parameters: self._losses(self._one, _lead(parameters))[0],
             problem.weights,
@@ -49,58 +47,88 @@ class TensorflowNetwork:
         """What each step adds to the loss, (T,)."""
         return np.asarray(self._step_losses(self._one, _lead(parameters))[0])
 
-    def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
-        """The hidden state (N, H) after ``n_steps`` steps."""
+    def states(self, parameters: NamedArrays) -> Array:
+        """(T+1, N, S): the state before the first step, then after each."""
         stacked = _lead(parameters)
-        state = self._initial_state(stacked)
-        if n_steps > 0:
-            graph = cells.final_state(self._kind(n_copies=1))
-            state = graph(_weights(stacked), state, self._steps.between(None, n_steps))
-        return np.asarray(state[0])
+        begun = self._initial_states(stacked, reverse=self._problem.side == "reverse")
+        first = tf.concat([component for state in begun for component in state], axis=-1)
+        after = cells.recurrent_states(self._kind(n_copies=1))(stacked, (begun,), self._steps.given())
+        return np.concatenate([np.asarray(first), np.asarray(after)[:, 0]])
 
     def _kind(self, *, n_copies: int | None) -> cells.Kind:
-        spec = self._problem.spec
-        sizes = (n_copies, self._problem.n_sequences, spec.n_features, spec.n_classes)
-        return cells.Kind(spec.activation, self._problem.dtype, *sizes)
+        optional = ("mask", "weights", "held", "offset")
+        return cells.Kind(
+            spec=self._spec,
+            dtype=self._problem.dtype,
+            n_copies=n_copies,
+            n_sequences=self._problem.n_sequences,
+            given=frozenset(name for name in optional if getattr(self._steps, name) is not None),
+            both_ways=self._problem.both_ways,
+            reverse=self._problem.side == "reverse",
+        )
 
-    def _graph(self, *, n_copies: int | None, cut: bool) -> Any:
+    def _graph(self, *, n_copies: int | None) -> Any:
         kind = self._kind(n_copies=n_copies)
-        return cells.dense_losses(kind) if self._problem.feed_forward else cells.recurrent_losses(kind, cut=cut)
+        return cells.dense_losses(kind) if self._problem.feed_forward else cells.recurrent_losses(kind)
 
     def _losses(self, graph: Any, stacked: Tensors) -> tf.Tensor:
-        return tf.reduce_sum(self._step_losses(graph, stacked), axis=1)
+        losses = tf.reduce_sum(self._step_losses(graph, stacked), axis=1)
+        for name in self._idle():
+            # plus an empty sum: the gradient of weights that have no part in it is zero, not missing
+            losses += tf.reduce_sum(tf.reshape(stacked[name], (tf.shape(losses)[0], -1))[:, :0], axis=1)
+        return losses
+
+    def _idle(self) -> set[str]:
+        """The weights that have no part in the loss."""
+        problem, spec = self._problem, self._spec
+        idle: set[str] = set()
+        if self._live is None and not problem.feed_forward:
+            idle |= {*spec.initial_states(), *(spec.initial_states(reverse=True) if spec.bidirectional else ())}
+        if problem.side is not None:
+            idle |= {n for n in problem.weights if n.endswith("_reverse") != (problem.side == "reverse")} - {"V", "c"}
+        return idle | ({"c"} if problem.side == "reverse" else set())
 
     def _step_losses(self, graph: Any, stacked: Tensors) -> tf.Tensor:
         if self._problem.feed_forward:
-            return graph(stacked, self._steps)
-        live = graph(_weights(stacked), self._initial_state(stacked), self._steps, self._n_cut)
-        if self._held is None:
-            return live
-        before = self._held.step_losses.astype(self._problem.dtype)
-        return tf.concat([tf.broadcast_to(before, (live.shape[0], len(before))), live], axis=1)
+            return graph(stacked, self._steps.given())
+        sides = (False, True) if self._problem.both_ways else (self._problem.side == "reverse",)
+        states = tuple(self._initial_states(stacked, reverse=reverse) for reverse in sides)
+        return graph(stacked, states, self._steps.given())
 
-    def _initial_state(self, stacked: Tensors) -> tf.Tensor:
-        state = stacked["h0"][:, None] if "h0" in stacked else tf.zeros((1, 1, 1), self._problem.dtype)
-        if self._held is not None:
-            # not a plain assignment: the gradient of h0 is then 0, but not missing
-            state = tf.where(self._problem.n_cut > 0, self._held.state.astype(self._problem.dtype), state)
-        n_copies, n_hidden = stacked["b"].shape
-        return tf.broadcast_to(state, (n_copies, self._problem.n_sequences, n_hidden))
+    def _initial_states(self, stacked: Tensors, *, reverse: bool) -> cells.States:
+        """By layer and component, (K, N, H)."""
+        shape = stacked["b" if "b" in stacked else next(iter(stacked))].shape[0], *self._start[0].shape
+        given = [tf.broadcast_to(component, shape) for component in self._start]
+        if self._live is not None:
+            names = zip(self._spec.initial_states(reverse=reverse), given, strict=True)
+            given = [tf.where(self._live[:, None], stacked[name][:, None], component) for name, component in names]
+        n = len(self._spec.components)
+        return tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
 
     def _point_bytes(self) -> int:
         n_steps, n_sequences, _ = self._steps.inputs.shape
         live, together = (_LIVE_OUTPUTS, n_steps) if self._problem.feed_forward else (_LIVE_BLOCKS, cells.BLOCK)
-        outputs = min(n_steps, together) * n_sequences * self._problem.spec.n_classes
+        outputs = min(n_steps, together) * n_sequences * max(self._spec.n_state, self._spec.n_classes)
         return int((live * outputs + _LIVE_LOSSES * n_steps) * np.dtype(self._problem.dtype).itemsize)
+
+
+def _steps(problem: Problem) -> cells.Steps:
+    inputs = np.pad(problem.inputs(), [(0, 0), (0, 0), (0, 1)], constant_values=1)
+    mask, crossing, offset = problem.mask(), problem.crossings(), problem.offsets()
+    return cells.Steps(
+        tf.constant(inputs),
+        tf.constant(problem.labels()),
+        tf.constant(problem.loss_weights()),
+        None if mask is None else tf.constant(mask[..., None]),
+        None if crossing is None else tf.constant(crossing.weights[..., None]),
+        None if crossing is None else tf.constant(crossing.held),
+        None if offset is None else tf.constant(offset[:, None]),
+    )
 
 
 @cache
 def _for_forward_mode(graph: Any) -> Any:
     return own_trace(graph)
-
-
-def _weights(stacked: Tensors) -> cells.Weights:
-    return {name: stacked[name] for name in ("W", "R", "b")}
 
 
 def _lead(parameters: NamedArrays | Tensors) -> Tensors:

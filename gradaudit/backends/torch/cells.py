@@ -1,21 +1,22 @@
-"""The dense and the recurrent layer as pure functions of tensors; PyTorch differentiates them.
+"""The dense and the recurrent layers as pure functions of tensors; PyTorch differentiates them.
 
-Layout: time first, then K parameter copies, classes, sequences, (T, K, H, N). With sequences innermost, the softmax
-over few classes is vectorised. Time is walked in blocks, so memory does not grow with T where only the losses are
-wanted; the blocks do not depend on the truncation, so it does not change a bit of the forward pass.
+Layout: time first, then K parameter copies, units, sequences, (T, K, H, N). With sequences innermost, the softmax over
+few classes is vectorised. Time is walked in blocks, so memory does not grow with T where only the losses are wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from gradaudit.recurrent import Activation
+from gradaudit.recurrent import Activation, RecurrentSpec
+from gradaudit.recurrent.cells import State, begin, end, prepared, step
+from gradaudit.recurrent.spec import Layer
 
-__all__ = ["BLOCK", "Tensors", "activate", "cross_entropy", "dense", "run"]
+__all__ = ["BLOCK", "Steps", "Tensors", "activate", "cross_entropy", "dense", "run"]
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -23,8 +24,32 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 BLOCK = 256
 
 
+class Steps(NamedTuple):
+    """What is given at each step.
+
+    Attributes:
+        inputs: (T, N, D).
+        mask: (T, 1, N), or None.
+        weights: of the crossings, (T, 1, N), or None.
+        held: (T, S, N), or None.
+    """
+
+    inputs: Tensor
+    mask: Tensor | None = None
+    weights: Tensor | None = None
+    held: Tensor | None = None
+
+    def part(self, steps: slice) -> Steps:
+        """Some of the steps."""
+        return self.each(lambda a: a[steps])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Steps:
+        """All that is there, changed."""
+        return Steps(*(None if a is None else change(a) for a in self))
+
+
 def activate(a: Tensor, activation: Activation) -> Tensor:
-    """The outputs h = activation(a); softmax over the classes, axis -2."""
+    """The outputs h = activation(a); softmax over the units, axis -2."""
     if activation == "tanh":
         return torch.tanh(a)
     if activation == "relu":
@@ -36,47 +61,84 @@ def activate(a: Tensor, activation: Activation) -> Tensor:
     return a
 
 
+class TorchOps:
+    """The `gradaudit.recurrent.cells.Ops` of tensors (K, H, N)."""
+
+    def recurrent(self, weights: Tensor) -> Tensor:
+        """R (K, H, G H) as (K, G H, H)."""
+        return weights.mT
+
+    def vector(self, weights: Tensor) -> Tensor:
+        """(K, H) as (K, H, 1)."""
+        return weights[..., None]
+
+    def product(self, weights: Tensor, state: Tensor) -> Tensor:
+        """(K, G H, N)."""
+        return weights @ state
+
+    def affine(self, source: Tensor, weights: Tensor, state: Tensor) -> Tensor:
+        """(K, G H, N)."""
+        return torch.baddbmm(source, weights, state)
+
+    def split(self, a: Tensor, n: int) -> Sequence[Tensor]:
+        """Views."""
+        parts: Sequence[Tensor] = a.chunk(n, dim=-2)
+        return parts
+
+    def activate(self, a: Tensor, activation: Activation) -> Tensor:
+        """activation(a)."""
+        return activate(a, activation)
+
+
+_OPS = TorchOps()
+
+
 def dense(parameters: Tensors, inputs: Tensor, activation: Activation) -> Iterator[tuple[slice, Tensor]]:
     """activation(x @ W + b) of inputs (T, N, D) with parameters (K, ...): (B, K, H, N) by blocks of steps."""
     for steps in _blocks(len(inputs)):
-        yield steps, activate(_input_product(parameters, inputs[steps]), activation)
+        yield steps, activate(_input_product(parameters["W"], parameters["b"], inputs[steps]), activation)
 
 
 def run(
-    parameters: Tensors, inputs: Tensor, state: Tensor, activation: Activation, n_cut: int = 0
-) -> Iterator[tuple[slice, Tensor]]:
-    """The hidden states (B, K, H, N) of consecutive blocks of steps, from state (K, H, N) before the first.
+    spec: RecurrentSpec, parameters: Tensors, steps: Steps, states: list[State], *, reverse: bool = False
+) -> Iterator[tuple[slice, list[list[State]]]]:
+    """All states of consecutive blocks of steps, [layer][step] of components (K, H, N), from ``states`` before."""
+    for part in _blocks(len(steps.inputs)):
+        some, below, kept = steps.part(part), None, []
+        for index, layer in enumerate(spec.layers(reverse=reverse)):
+            walked = _walk(spec, layer, index, parameters, some, below, states[index])
+            states[index] = walked[-1]
+            if index + 1 < spec.n_layers:
+                below = torch.stack([state[0] for state in walked])
+            kept.append(walked)
+        yield part, kept
 
-    The first ``n_cut`` steps are computed without a tape: neither their outputs nor the state after them is
-    differentiated, backward or forward.
-    """
-    for steps in _blocks(len(inputs)):
-        n_untaped = min(max(n_cut - steps.start, 0), steps.stop - steps.start)
-        states = _states(parameters, inputs[steps], state, activation, n_untaped)
-        state = states[-1]
-        yield steps, states
 
-
-def _states(parameters: Tensors, inputs: Tensor, state: Tensor, activation: Activation, n_untaped: int) -> Tensor:
+def _walk(
+    spec: RecurrentSpec, layer: Layer, index: int, parameters: Tensors, steps: Steps, below: Tensor | None, state: State
+) -> list[State]:
+    """One layer's states in one block of steps."""
     # every block has its own view of R: autograd sums the uses in it, then the views; one long sum would lose digits
-    recurrent = parameters["R"].mT
-    products = _input_product(parameters, inputs)
-    untaped: list[Tensor] = []
-    if n_untaped:
-        with torch.no_grad():
-            # detached as well, because forward mode heeds detach, not no_grad
-            untaped = _walk(recurrent.detach(), products[:n_untaped].detach(), state.detach(), activation)
-        state = untaped[-1]
-    return torch.stack(untaped + _walk(recurrent, products[n_untaped:], state, activation))
+    weights = prepared(spec, layer, _OPS, parameters)
+    weight, bias = parameters["W" + layer.suffix], parameters["b" + layer.suffix]
+    sources = _input_product(weight, bias, steps.inputs) if below is None else weight.mT @ below + bias[:, :, None]
+    walked = []
+    # unbind, because the backward pass of sources[t] fills a tensor of the size of sources for every t
+    for t, source in enumerate(sources.unbind(0)):
+        before = state
+        if steps.weights is not None and steps.held is not None:
+            before = begin(state, steps.weights[t], _layer_of(spec, steps.held[t], index), torch.where)
+        state = step(spec, _OPS, weights, before, source)
+        if steps.mask is not None:
+            state = end(before, state, steps.mask[t], torch.where)
+        walked.append(state)
+    return walked
 
 
-def _walk(recurrent: Tensor, products: Tensor, state: Tensor, activation: Activation) -> list[Tensor]:
-    states = []
-    # unbind, because the backward pass of products[t] fills a tensor of the size of products for every t
-    for product in products.unbind(0):
-        state = activate(torch.baddbmm(product, recurrent, state), activation)
-        states.append(state)
-    return states
+def _layer_of(spec: RecurrentSpec, state: Tensor, index: int) -> State:
+    """One layer's components (H, N) of a whole state (S, N)."""
+    n = len(spec.components)
+    return tuple(state.split(spec.width)[index * n : (index + 1) * n])
 
 
 def _blocks(n_steps: int) -> Iterator[slice]:
@@ -84,18 +146,15 @@ def _blocks(n_steps: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, n_steps))
 
 
-def _input_product(parameters: Tensors, inputs: Tensor) -> Tensor:
-    weight, bias = parameters["W"], parameters["b"]
-    (n_copies, n_features, n_hidden), (n_steps, n_sequences, _) = weight.shape, inputs.shape
+def _input_product(weight: Tensor, bias: Tensor, inputs: Tensor) -> Tensor:
+    (n_copies, n_features, n_units), (n_steps, n_sequences, _) = weight.shape, inputs.shape
     flat = weight.mT.reshape(-1, n_features) @ inputs.reshape(-1, n_features).T
-    product = flat.reshape(n_copies, n_hidden, n_steps, n_sequences) + bias[:, :, None, None]
+    product = flat.reshape(n_copies, n_units, n_steps, n_sequences) + bias[:, :, None, None]
     return product.permute(2, 0, 1, 3)
 
 
-def cross_entropy(outputs: Tensor, labels: Tensor, activation: Activation) -> Tensor:
-    """Cross-entropies summed over sequences, (T, K), of outputs (T, K, H, N) with labels (T, N)."""
+def cross_entropy(outputs: Tensor, labels: Tensor, *, probabilities: bool) -> Tensor:
+    """Cross-entropies, (T, K, N), of probabilities or logits (T, K, C, N) with labels (T, N)."""
     index = labels[:, None, None, :].expand(-1, outputs.shape[1], -1, -1)
     picked = outputs.gather(2, index)[:, :, 0]
-    if activation == "softmax":
-        return -picked.log().sum(dim=-1)
-    return (outputs.logsumexp(dim=2) - picked).sum(dim=-1)
+    return -picked.log() if probabilities else outputs.logsumexp(dim=2) - picked

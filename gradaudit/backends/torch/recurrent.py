@@ -1,4 +1,4 @@
-"""The networks of the seed case in PyTorch."""
+"""The networks in PyTorch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gradaudit.backends.torch import cells
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import threads
 from gradaudit.recurrent import Problem
+from gradaudit.recurrent.cells import State
 
 __all__ = ["TorchNetwork"]
 
@@ -28,21 +29,27 @@ class TorchNetwork:
     """The network of a problem on the CPU: forward in blocks of time, backward by autograd.
 
     Args:
-        problem: spec, weights, data and truncation; dtype float32 or float64.
-
-    Raises:
-        UnsupportedTruncationError: the truncation is neither none nor tail.
+        problem: spec, weights and data; dtype float32 or float64.
     """
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._spec = problem.spec
-        self._inputs = as_tensor(problem.inputs())
         self._labels = as_tensor(problem.labels())
         self._loss_weights = as_tensor(problem.loss_weights())
-        self._n_cut = problem.n_cut
-        self._first = problem.n_cut if problem.held is not None else 0
-        step = problem.n_sequences * self._spec.n_classes
+        self._weighs = [bool(w.any()) for w in problem.loss_weights()]
+        self._some_free = not problem.loss_weights().all()
+        self._start = as_tensor(problem.start_state().state.T)
+        self._live = as_tensor(problem.start_state().live)
+        mask, crossing, offset = problem.mask(), problem.crossings(), problem.offsets()
+        self._steps = cells.Steps(
+            as_tensor(problem.inputs()),
+            None if mask is None else as_tensor(mask[:, None]),
+            None if crossing is None else as_tensor(crossing.weights[:, None]),
+            None if crossing is None else as_tensor(crossing.held.swapaxes(1, 2)),
+        )
+        self._offset = None if offset is None else as_tensor(offset.swapaxes(1, 2))
+        step = problem.n_sequences * max(self._spec.n_state, self._spec.n_classes)
         self._n_threads = 1 if step < _SMALL else None
         block = min(problem.n_steps, cells.BLOCK) * step
         self.model = TorchModel(
@@ -58,51 +65,74 @@ class TorchNetwork:
         with torch.no_grad(), threads(self._n_threads):
             return as_array(torch.cat(list(self._step_losses(_lead(parameters))), dim=1)[0])
 
-    def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
-        """The hidden state (N, H) after ``n_steps`` steps."""
+    def states(self, parameters: NamedArrays) -> Array:
+        """(T+1, N, S): the state before the first step, then after each."""
+        reverse = self._problem.side == "reverse"
         with torch.no_grad(), threads(self._n_threads):
-            state = self._initial_state(stacked := _lead(parameters))
-            # whole blocks, as in the pass that is audited: its very state, to the last bit
-            for steps, states in cells.run(stacked, self._inputs, state, self._spec.activation):
-                if n_steps <= steps.start:
-                    break
-                state = states[min(n_steps, steps.stop) - steps.start - 1]
-        return as_array(state[0].T)
+            begun = self._initial_states(stacked := _lead(parameters), reverse=reverse)
+            joined = [torch.cat([c[0] for state in begun for c in state])]
+            # whole blocks, as in the pass that is audited: its very states, to the last bit
+            for _, kept in cells.run(self._spec, stacked, self._steps, begun, reverse=reverse):
+                joined += [torch.cat([c[0] for state in at for c in state]) for at in zip(*kept, strict=True)]
+            return np.ascontiguousarray(as_array(torch.stack(joined)).swapaxes(1, 2))
 
-    def _initial_state(self, stacked: cells.Tensors) -> Tensor:
-        shape = (len(stacked["b"]), self._spec.n_classes, self._problem.n_sequences)
-        if self._problem.held is not None:
-            return as_tensor(self._problem.held.state.T.astype(self._problem.dtype)).expand(shape)
-        if "h0" in stacked:
-            return stacked["h0"][:, :, None].expand(shape)
-        return self._inputs.new_zeros(shape)
+    def _initial_states(self, stacked: cells.Tensors, *, reverse: bool) -> list[State]:
+        """By layer and component, (K, H, N)."""
+        n_copies, n = len(next(iter(stacked.values()))), len(self._spec.components)
+        given = [c.expand(n_copies, -1, -1) for c in self._start.split(self._spec.width)]
+        if (names := self._spec.initial_states(reverse=reverse)) and self._live.any():
+            live = zip(names, given, strict=True)
+            given = [torch.where(self._live, stacked[name][:, :, None], c) for name, c in live]
+        return [tuple(given[i : i + n]) for i in range(0, len(given), n)]
 
-    def _blocks(self, stacked: cells.Tensors) -> Iterator[tuple[slice, Tensor]]:
-        inputs, activation = self._inputs[self._first :], self._spec.activation
+    def _outputs(self, stacked: cells.Tensors) -> Iterator[tuple[slice, Tensor]]:
+        """Probabilities or logits, (B, K, C, N), by blocks of steps."""
         if self._problem.feed_forward:
-            return cells.dense(stacked, inputs, activation)
-        return cells.run(stacked, inputs, self._initial_state(stacked), activation, self._n_cut - self._first)
+            yield from cells.dense(stacked, self._steps.inputs, self._spec.activation)
+            return
+        behind = self._behind(stacked) if self._problem.both_ways else None
+        reverse = self._problem.side == "reverse"
+        states = self._initial_states(stacked, reverse=reverse)
+        for steps, kept in cells.run(self._spec, stacked, self._steps, states, reverse=reverse):
+            outputs = self._read(stacked, torch.stack([state[0] for state in kept[-1]]), reverse=reverse)
+            if self._offset is not None:
+                outputs = outputs + self._offset[steps, None]
+            yield steps, outputs if behind is None else outputs + behind[steps]
+
+    def _read(self, stacked: cells.Tensors, states: Tensor, *, reverse: bool) -> Tensor:
+        """The logits (B, K, C, N) of the top layer's states (B, K, H, N); of the reverse direction without the bias."""
+        if self._spec.n_hidden is None:
+            return states
+        rows = slice(self._spec.width, None) if reverse else slice(self._spec.width)
+        readout = stacked["V"][:, rows].mT @ states
+        return readout if reverse else readout + stacked["c"][:, :, None]
+
+    def _behind(self, stacked: cells.Tensors) -> Tensor:
+        """What the reverse direction adds to the logits, (T, K, C, N), in the order of time."""
+        states = self._initial_states(stacked, reverse=True)
+        blocks = cells.run(self._spec, stacked, self._steps.each(lambda a: a.flip(0)), states, reverse=True)
+        tops = [torch.stack([state[0] for state in kept[-1]]) for _, kept in blocks]
+        return self._read(stacked, torch.cat(tops), reverse=True).flip(0)
 
     def _step_losses(self, stacked: cells.Tensors) -> Iterator[Tensor]:
         """What each step adds to the loss, by blocks of steps: (K, B)."""
-        n_copies = len(stacked["b"])
-        if self._problem.held is not None:
-            yield as_tensor(self._problem.held.step_losses.astype(self._problem.dtype)).expand(n_copies, -1)
-        first_loss = self._problem.n_steps - 1 if self._spec.outputs == "last" else 0
-        for local, outputs in self._blocks(stacked):
-            start, stop = self._first + local.start, self._first + local.stop
-            # a step without a loss is left out, not weighted by 0: its cross-entropy may be infinite
-            steps = slice(min(max(start, first_loss), stop), stop)
-            yield outputs.new_zeros(n_copies, steps.start - start)
-            entropies = cells.cross_entropy(outputs[steps.start - start :], self._labels[steps], self._spec.activation)
-            yield (self._loss_weights[steps, None] * entropies).T
+        for steps, outputs in self._outputs(stacked):
+            if not any(self._weighs[steps]):
+                yield outputs.new_zeros(outputs.shape[1], len(outputs))
+                continue
+            weights = self._loss_weights[steps]
+            # what weighs nothing is replaced, not multiplied by 0: its cross-entropy may be infinite
+            free = weights[:, None, None] == 0
+            counted = torch.where(free, torch.ones_like(outputs), outputs) if self._some_free else outputs
+            entropies = cells.cross_entropy(counted, self._labels[steps], probabilities=self._spec.gives_probabilities)
+            yield (weights[:, None] * entropies).sum(dim=-1).T
 
     def _losses(self, stacked: cells.Tensors) -> Tensor:
         # in float64: the roundings of a long sum would be noise in the loss
         sums = (block.sum(dim=1, dtype=torch.float64) for block in self._step_losses(stacked))
-        losses = sum(sums, start=self._inputs.new_zeros((), dtype=torch.float64)).to(self._inputs.dtype)
-        # plus an empty sum: where the cut is behind h0, its gradient is zero, not missing
-        return losses + stacked["h0"][:, :0].sum(dim=1) if "h0" in stacked else losses
+        losses = sum(sums, start=self._loss_weights.new_zeros((), dtype=torch.float64)).to(self._loss_weights.dtype)
+        # plus empty sums: the gradient of weights that have no part in it is zero, not missing
+        return losses + sum(p.flatten(1)[:, :0].sum(dim=1) for p in stacked.values())
 
     def _loss(self, parameters: cells.Tensors) -> Tensor:
         return self._losses({name: p[None] for name, p in parameters.items()})[0]
