@@ -36,7 +36,9 @@ __all__ = [
     "chunks",
     "load_report",
     "none",
+    "randomised",
     "tail",
+    "tbptt",
     "window",
 ]
 
@@ -46,7 +48,7 @@ _HOMES = {
     "errors": ("GradauditError", "GradientMismatchError"),
     "options": ("AuditOptions",),
     "protocols": ("Model",),
-    "recurrent": ("RecurrentSpec", "Truncation", "chunks", "none", "tail", "window"),
+    "recurrent": ("RecurrentSpec", "Truncation", "chunks", "none", "randomised", "tail", "tbptt", "window"),
     "report": ("AuditReport", "Finding", "load_report"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -14,6 +14,7 @@ from gradaudit.backends import registry
 from gradaudit.cli.demo import Case, Outcome, backend_names
 from gradaudit.cli.output import Advance
 from gradaudit.compare import Verdict, worst
+from gradaudit.errors import OptionError
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model
 from gradaudit.recurrent import Problem, RecurrentSpec, initial_weights, random_sequences
@@ -63,6 +64,9 @@ def black_box(backend: str, case: Case, folder: Path) -> tuple[Model, Path]:
 
     A copy, so that it is a file of the user's and not of an installed library.
     """
+    if case.truncation.kind not in ("none", "tail"):
+        msg = f"the program that is a black box is truncated as Theano does it, not {case.truncation}"
+        raise OptionError(msg, where="--truncation", hint="tail:1, or none")
     source = folder / f"rnn_{backend}.py"
     source.write_bytes((files("gradaudit.testing") / "blind" / source.name).read_bytes())
     spec = RecurrentSpec(n_features=case.n_features, n_classes=case.n_classes)

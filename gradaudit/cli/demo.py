@@ -154,6 +154,11 @@ def _in_words(case: Case, audits: _Audits) -> str:
     finding = next((f for f in audits.recurrent.findings if f.code == "GA102"), None)
     if finding is None:
         agree = all(report.verdict is Verdict.AGREE for report in audits.reports())
+        if agree and case.truncation.cuts(case.n_steps):
+            return (
+                f"What is going on: nothing. The recurrent weights are zero, so no gradient crosses a step, and "
+                f"{case.truncation}\nhas nothing to cut. All gradients are right."
+            )
         return "What is going on: nothing. All gradients are right." if agree else "What is going on: see the findings."
     ratio = finding.numbers["norm_ratio"]
     visited = "the last step" if case.truncation.k == 1 else f"the last {case.truncation.k} steps"
@@ -170,10 +175,10 @@ def _show_across(title: str, models: Mapping[str, Model], echo: Echo) -> None:
 
 
 def _reproduced(case: Case, audits: _Audits) -> bool:
-    """The feed-forward and the lifted net agree; the truncated one disagrees for that reason, if it cuts at all."""
+    """The feed-forward and the lifted net agree; the truncated one disagrees for that reason, if it drops any step."""
     if audits.dense.verdict is not Verdict.AGREE or audits.lifted.verdict is not Verdict.AGREE:
         return False
-    if not case.truncation.cuts(case.n_steps):
+    if case.covered == case.n_steps:
         return audits.recurrent.verdict is Verdict.AGREE
     codes = [finding.code for finding in audits.recurrent.findings]
     return audits.recurrent.verdict is Verdict.DISAGREE and codes == ["GA102"]

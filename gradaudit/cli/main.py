@@ -53,7 +53,12 @@ def cli() -> None:
 @click.option("--steps", type=int, help="Steps in each sequence.  [default: 10000; 1000 with --blind]")
 @click.option("--features", default=2, show_default=True, help="Dimension of a feature vector.")
 @click.option("--classes", default=2, show_default=True, help="Number of classes.")
-@click.option("--truncation", default="tail:1", show_default=True, help="none or tail:K, of the recurrent net.")
+@click.option(
+    "--truncation",
+    default="tail:1",
+    show_default=True,
+    help="Of the recurrent net: none, tail:K, window:K, chunks:K, tbptt:K1:K2 or randomised:P.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the weights, the data and the probes.")
 @click.option("--blind", is_flag=True, help="Hand the recurrent net over as a black box, and find the cause.")

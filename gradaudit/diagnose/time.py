@@ -9,6 +9,7 @@ from gradaudit.compare import Verdict
 from gradaudit.diagnose.cut import blame, times
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.measure.plan import scales
+from gradaudit.recurrent import Truncation
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
@@ -16,6 +17,10 @@ __all__ = ["not_as_declared", "truncated", "truncated_as_declared"]
 
 #: With fewer steps a zero beside a number is no cliff.
 _LEAST_STEPS = 3
+_INSTEAD = {
+    "tail": "cut the state only, every k steps (chunks(k))",
+    "randomised": "a smaller p; the mean over many seeds has no bias",
+}
 _ACCEPTED = "You accepted this truncation; the verdict is that of the gradient given its cuts."
 
 
@@ -33,13 +38,11 @@ def truncated_as_declared(evidence: Evidence) -> Finding | None:
     ratio = kept / whole if whole > 0 else float("nan")
     steps = evidence.sizes.get("steps")
     numbers = {"bias": bias, "norm_ratio": ratio, "k": float(truncation.k or 0)}
-    of = f" of {steps:,}" if steps else ""
-    covered = f"the last step{of}" if truncation.k == 1 else f"the last {truncation.k}{of} steps"
     sentence = (
-        f"The backward pass covers only {covered}; losses at earlier steps contribute nothing. "
-        f"The gradient's norm is {number(ratio)} of the full one; its bias is {_percent(bias)}."
+        f"{_cut_off(truncation, steps)} The gradient's norm is {number(ratio)} of the full one; its bias is "
+        f"{_percent(bias)}."
     )
-    if steps:
+    if steps and truncation.kind == "tail":
         numbers["k_over_steps"] = (truncation.k or 0) / steps
         sentence += f" For comparison, k / steps is {number(numbers['k_over_steps'])}."
     lifted = evidence.lifted
@@ -51,15 +54,39 @@ def truncated_as_declared(evidence: Evidence) -> Finding | None:
         title=f"truncated in time, {truncation}, as declared",
         confidence="proven" if proven else "consistent",
         sentence=sentence,
-        evidence=f"With the earlier steps held at the base point, analytic and numeric agree: an error above "
+        evidence=f"With the {_held(truncation)} held at the base point, analytic and numeric agree: an error above "
         f"{number(frozen.resolution)} would have been seen{'; ' + shown if shown else ''}.",
         remedy=_ACCEPTED
         if evidence.options.truncation == truncation
         else f"If this is meant: pass truncation={truncation}, and the report judges the truncated gradient and shows "
-        f"its bias. If not: declare none(), or cut the state only, every k steps (chunks(k)).",
+        f"its bias. If not: declare none(), or {_INSTEAD.get(truncation.kind, 'a larger k')}.",
         parameters=tuple(evidence.wrong()),
         numbers=numbers,
     )
+
+
+def _cut_off(truncation: Truncation, steps: int | None) -> str:
+    """What the backward pass leaves out, a sentence."""
+    k, of = truncation.k, f" of {steps:,}" if steps else ""
+    many = f"one step{of}" if k == 1 else f"{k}{of} steps"
+    match truncation.kind:
+        case "tail":
+            covered = f"the last step{of}" if k == 1 else f"the last {k}{of} steps"
+            return f"The backward pass covers only {covered}; losses at earlier steps contribute nothing."
+        case "chunks":
+            return f"The gradient does not cross from one block of {many} to the block before."
+        case "tbptt":
+            return f"In blocks of {truncation.k1}, losses go back {many} at most, counted from the end of their block."
+        case "randomised":
+            return (
+                f"The gradient that crosses a step is cut with probability {number(truncation.p or 0.0)}, and scaled "
+                f"up where it is not: right on average over seeds, not for one."
+            )
+    return f"Every loss goes back {many} at most."
+
+
+def _held(truncation: Truncation) -> str:
+    return "earlier steps" if truncation.kind == "tail" else "states that are cut"
 
 
 def not_as_declared(evidence: Evidence) -> Finding | None:
@@ -72,7 +99,7 @@ def not_as_declared(evidence: Evidence) -> Finding | None:
         code="GA103",
         title=f"not the gradient of {truncation}, which is declared",
         confidence="consistent",
-        sentence=f"Even with the earlier steps held at the base point, the gradient of {', '.join(wrong)} is not the "
+        sentence=f"Even with the {_held(truncation)} held at the base point, the gradient of {', '.join(wrong)} is not the "
         f"derivative: the declared truncation does not explain it.",
         remedy="Correct the declaration, or look for an error in the backward pass itself.",
         parameters=tuple(wrong),

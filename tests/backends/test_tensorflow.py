@@ -448,10 +448,11 @@ def test_models_of_one_kind_share_their_traces(caplog):
         m = registry.get("tensorflow").recurrent_model(spec, weights, data, tail(k))
         m.value_and_grad(weights)
         m.along(points(weights, n_steps // 10))
+        return m._network
 
     for n_steps, k in [(20, 3), (20, 5), (21, 3), (22, 1), (300, 200)]:
-        use(n_steps, k)
+        network = use(n_steps, k)
     for n_copies in (1, None):
-        graph = cells.recurrent_losses(cells.Kind("tanh", "float32", n_copies, 4, 2, 2), cut=True)
+        graph = cells.recurrent_losses(network._kind(n_copies=n_copies))
         assert graph.experimental_get_tracing_count() == 1
     assert caplog.text == ""

@@ -13,7 +13,17 @@ from gradaudit.backends.numpy import NumpyModel, backend
 from gradaudit.compare import Comparison
 from gradaudit.diagnose.rearranged import transposed
 from gradaudit.direction import random_direction
-from gradaudit.recurrent import RecurrentSpec, initial_weights, none, random_sequences, tail
+from gradaudit.recurrent import (
+    RecurrentSpec,
+    chunks,
+    initial_weights,
+    none,
+    random_sequences,
+    randomised,
+    tail,
+    tbptt,
+    window,
+)
 from tests.core.models import mlp, of, replaced, times
 
 SPEC = RecurrentSpec(n_features=2, n_classes=3, activation="tanh")
@@ -44,7 +54,7 @@ class Changed:
         return Changed(self.change, truncation)
 
 
-def randomised(loss_random, gradient_random):
+def drawn(loss_random, gradient_random):
     rng = np.random.default_rng(0)
 
     def loss(p):
@@ -241,8 +251,8 @@ FIRES = {
     "GA303": mlp(times(-1.0)),
     "GA604": where_trap(),
     "GA701": unresolved(),
-    "GA801": randomised(loss_random=True, gradient_random=False),
-    "GA802": randomised(loss_random=False, gradient_random=True),
+    "GA801": drawn(loss_random=True, gradient_random=False),
+    "GA802": drawn(loss_random=False, gradient_random=True),
     "GA407": small(lambda g: np.broadcast_to(g.sum(1, keepdims=True), g.shape)),
     "GA703": narrow("float16"),
     "GA803": lagging(),
@@ -469,6 +479,41 @@ def test_a_fault_of_both_precisions_is_not_one_of_float32():
     model = mlp(times(1.1), dtype="float32")
     codes = [f.code for f in gradaudit.audit(recurrent()).findings + gradaudit.audit(model).findings]
     assert "GA703" not in codes
+
+
+@pytest.mark.parametrize(
+    ("truncation", "words"),
+    [
+        (window(2), "Every loss goes back 2 of {T} steps at most."),
+        (chunks(3), "does not cross from one block of 3 of {T} steps to the block before."),
+        (tbptt(2, 3), "In blocks of 2, losses go back 3 of {T} steps at most, counted from the end of their block."),
+        (randomised(0.5), "is cut with probability 0.5, and scaled up where it is not"),
+    ],
+    ids=str,
+)
+def test_every_truncation_as_declared(truncation, words):
+    model = recurrent(truncation)
+    report = gradaudit.audit(model)
+    (finding,) = report.findings
+    assert (report.verdict, finding.code, finding.confidence) == (Verdict.DISAGREE, "GA102", "proven")
+    assert words.format(T=DATA.features.shape[1]) in finding.sentence
+    assert finding.evidence.startswith("With the states that are cut held at the base point")
+    accepted = gradaudit.audit(model, truncation=truncation)
+    assert (accepted.verdict, accepted.judged) == (Verdict.AGREE, "frozen")
+
+
+def test_another_truncation_than_declared():
+    class Lying:
+        def __init__(self):
+            self.inner, self.truncation = recurrent(window(2)), chunks(2)
+
+        def frozen(self):
+            return recurrent(chunks(2)).frozen()
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    assert [f.code for f in gradaudit.audit(Lying()).findings][0] == "GA103"
 
 
 def test_a_factor_on_a_linear_loss_is_not_stale():

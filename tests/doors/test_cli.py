@@ -46,6 +46,13 @@ def test_the_demo_shows_the_original_table_the_finding_and_the_cure(backend, tmp
     assert result.stderr == ""  # no progress bar when piped
 
 
+@pytest.mark.parametrize("truncation", ["window:2", "chunks:3", "tbptt:2:3", "randomised:0.5"])
+def test_zero_recurrent_weights_leave_other_truncations_nothing_to_cut(truncation):
+    result = run(*SMALL, "--truncation", truncation, "--dtype", "float64")
+    assert result.exit_code == 0
+    assert "has nothing to cut. All gradients are right." in result.stdout
+
+
 def test_the_demo_without_truncation():
     result = run(*SMALL, "--truncation", "none", "--dtype", "float64")
     assert result.exit_code == 0
@@ -77,7 +84,7 @@ def test_all_installed_backends(monkeypatch):
     [
         (["--backend", "theano"], 2, "error: unknown backend 'theano'\n\nHint: one of numpy, torch, jax, tensorflow"),
         (["--truncation", "tail:0"], 2, "error: truncation tail needs a whole number of steps k >= 1, got k = 0"),
-        (["--truncation", "window:2"], 2, "error: the built-in recurrent layers do not implement window(2) yet"),
+        (["--truncation", "window:2", "--blind"], 2, "is truncated as Theano does it, not window(2)"),
         (["--steps", "0"], 2, "error: n_steps must be at least 1, got 0"),
         (["--dtype", "float16"], 2, "'float16' is not one of 'float32', 'float64'"),
         (["--nonsense"], 2, "No such option"),

@@ -70,11 +70,12 @@ class TorchNetwork:
         reverse = self._problem.side == "reverse"
         with torch.no_grad(), threads(self._n_threads):
             begun = self._initial_states(stacked := _lead(parameters), reverse=reverse)
-            joined = [torch.cat([c[0] for state in begun for c in state])]
+            joined = [torch.cat([c[0] for state in begun for c in state])[None]]
             # whole blocks, as in the pass that is audited: its very states, to the last bit
             for _, kept in cells.run(self._spec, stacked, self._steps, begun, reverse=reverse):
-                joined += [torch.cat([c[0] for state in at for c in state]) for at in zip(*kept, strict=True)]
-            return np.ascontiguousarray(as_array(torch.stack(joined)).swapaxes(1, 2))
+                components = [torch.stack(steps)[:, 0] for walked in kept for steps in zip(*walked, strict=True)]
+                joined.append(torch.cat(components, dim=1))
+            return np.ascontiguousarray(as_array(torch.cat(joined)).swapaxes(1, 2))
 
     def _initial_states(self, stacked: cells.Tensors, *, reverse: bool) -> list[State]:
         """By layer and component, (K, H, N)."""
