@@ -513,7 +513,7 @@ def test_another_truncation_than_declared():
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-    assert [f.code for f in gradaudit.audit(Lying()).findings][0] == "GA103"
+    assert next(f.code for f in gradaudit.audit(Lying()).findings) == "GA103"
 
 
 def test_a_factor_on_a_linear_loss_is_not_stale():
