@@ -99,8 +99,8 @@ def not_as_declared(evidence: Evidence) -> Finding | None:
         code="GA103",
         title=f"not the gradient of {truncation}, which is declared",
         confidence="consistent",
-        sentence=f"Even with the {_held(truncation)} held at the base point, the gradient of {', '.join(wrong)} is not the "
-        f"derivative: the declared truncation does not explain it.",
+        sentence=f"Even with the {_held(truncation)} held at the base point, the gradient of {', '.join(wrong)} is not "
+        f"the derivative: the declared truncation does not explain it.",
         remedy="Correct the declaration, or look for an error in the backward pass itself.",
         parameters=tuple(wrong),
     )

@@ -1,0 +1,184 @@
+"""Truncated gradients of the built-in networks: against the definition, and what they cost.
+
+    python benchmarks/truncations.py check --backend numpy [--every 1] [--steps 7 13]
+    python benchmarks/truncations.py frozen --backend numpy [--every 1]
+    python benchmarks/truncations.py cost --backend numpy [--steps 10000]
+    python benchmarks/truncations.py linear --backend numpy
+
+``check``: every truncation, every k and k1 <= k2, of every cell, with losses on all steps or the last, masks, learned or
+carried states, against the sum over pairs (tests/backends/pairs.py), float64; the worst error relative to the largest
+entry of its tensor. ``--every n`` takes one combination of n: JAX and TensorFlow compile a second for each.
+``frozen``: the gradients against sixth-order central differences of the frozen objective. ``cost``: seconds of the seed
+case (10 sequences, 2 features, softmax Elman of 2 units, float32), compilation apart, the best of 3 runs, as multiples
+of the full gradient's. ``linear``: the same at 5,000, 10,000 and 20,000 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from gradaudit.backends import registry
+from gradaudit.direction import Point, random_direction
+from gradaudit.recurrent import (
+    RecurrentSpec,
+    SequenceData,
+    Truncation,
+    chunks,
+    none,
+    random_sequences,
+    randomised,
+    tail,
+    tbptt,
+    window,
+)
+from gradaudit.testing.scenarios import seed_case
+from tests.backends.pairs import gradient_of, pair_derivatives
+from tests.backends.test_truncations import CELLS
+
+N = 3
+KINDS = {**CELLS, "sigmoid": {"cell": "elman", "activation": "sigmoid"}, "gru_before alone": {"cell": "gru_before"}}
+
+
+def truncations(n_steps: int) -> Iterator[Truncation]:
+    yield none()
+    for k in range(1, n_steps + 1):
+        yield from (tail(k), window(k), chunks(k), *(tbptt(k1, k) for k1 in range(1, k + 1)))
+    yield from (randomised(0.3, 0), randomised(0.7, 1))
+
+
+def cases(n_steps: int) -> Iterator[tuple[str, RecurrentSpec, dict, SequenceData]]:
+    for cell, options in KINDS.items():
+        for outputs, masked, learned in product(("all", "last"), (False, True), (False, True)):
+            spec = RecurrentSpec(n_features=2, n_classes=3, outputs=outputs, learn_initial_state=learned, **options)
+            rng = np.random.default_rng([len(cell), n_steps])
+            weights = {name: 0.7 * rng.standard_normal(shape) for name, shape in spec.shapes().items()}
+            data = random_sequences(spec, n_sequences=N, n_steps=n_steps, seed=1, dtype="float64")
+            lengths = np.array([n_steps, max(1, n_steps - 2), max(1, n_steps // 2)])
+            mask = np.arange(n_steps) < lengths[:, None] if masked else None
+            state = None if learned or spec.bidirectional else 0.5 * rng.standard_normal((N, spec.n_state))
+            words = f"{cell}, losses on {outputs}{', masked' if masked else ''}{', learned state' if learned else ''}"
+            yield words, spec, weights, SequenceData(features=data.features, labels=data.labels, mask=mask, state=state)
+
+
+def check(backend, n_steps: int, every: int) -> tuple[int, float, str]:
+    """How many combinations were compared, the worst error, and where."""
+    seen = compared = 0
+    worst, where = 0.0, ""
+    for words, spec, weights, data in cases(n_steps):
+        expected_loss = None
+        for truncation in truncations(n_steps):
+            seen += 1
+            if seen % every:
+                continue
+            if expected_loss is None:
+                expected_loss, found, readout = pair_derivatives(spec, weights, data)
+            compared += 1
+            loss, gradients = backend.recurrent_model(spec, weights, data, truncation).value_and_grad(weights)
+            errors = [abs(loss - expected_loss) / abs(expected_loss)]
+            for name, wanted in gradient_of(truncation, found, readout, N).items():
+                off, size = np.abs(gradients[name] - wanted).max(), np.abs(wanted).max()
+                # where nothing is kept the gradient is exactly 0
+                errors.append(off / size if size > 0 else (0.0 if off == 0 else np.inf))
+            if max(errors) > worst:
+                worst, where = max(errors), f"{words}, {truncation}, T = {n_steps}"
+    return compared, worst, where
+
+
+def frozen(backend, n_steps: int, every: int) -> tuple[int, float, str]:
+    """Frozen objectives: how many, the worst error of <gradient, v> against differences, relative to |g| |v|; where."""
+    seen = compared = 0
+    worst, where, h = 0.0, "", 5e-4
+    for words, spec, weights, data in cases(n_steps):
+        for truncation in truncations(n_steps):
+            seen += 1
+            if seen % every or not truncation.cuts(n_steps) or spec.activation == "relu":
+                continue
+            compared += 1
+            model = backend.recurrent_model(spec, weights, data, truncation)
+            loss, gradients = model.value_and_grad(weights)
+            objective = model.frozen()
+            direction = random_direction("all", dict.fromkeys(weights, 1.0), seen)
+            values = objective.along([Point(direction, i * h) for i in range(-3, 4)])
+            slope = sum(c * (values[3 + i] - values[3 - i]) for i, c in ((1, 45), (2, -9), (3, 1))) / (60 * h)
+            size = direction.norm(gradients)
+            error = max(abs(slope - direction.dot(gradients)) / size, abs(values[3] - loss) / abs(loss))
+            if error > worst:
+                worst, where = error, f"{words}, {truncation}"
+    return compared, worst, where
+
+
+def best(call, n: int = 3) -> float:
+    """Seconds of the fastest of some runs after a first one."""
+    call()
+    runs = []
+    for _ in range(n):
+        started = time.perf_counter()
+        call()
+        runs.append(time.perf_counter() - started)
+    return min(runs)
+
+
+def seconds(backend: str, truncation: Truncation, n_steps: int) -> float:
+    model = seed_case(backend, truncation, n_steps=n_steps).recurrent
+    return best(lambda: model.value_and_grad(model.parameters()))
+
+
+def cost(backend: str, n_steps: int) -> None:
+    full = seconds(backend, none(), n_steps)
+    print(f"{backend}, {n_steps:,} steps: full forward and backward {full:.3f} s; multiples of it:")
+    makers = {
+        "tail": tail,
+        "chunks": chunks,
+        "window": window,
+        "tbptt(k/2, k)": lambda k: tbptt(max(1, k // 2), k),
+    }
+    for name, make in makers.items():
+        row = [seconds(backend, make(k), n_steps) / full for k in (1, 10, 100)]
+        print(f"  {name:14} k = 1, 10, 100: {row[0]:6.2f} {row[1]:6.2f} {row[2]:6.2f}", flush=True)
+    print(f"  {'randomised':14} p = 0.1:        {seconds(backend, randomised(0.1), n_steps) / full:6.2f}")
+    model = seed_case(backend, none(), n_steps=n_steps).lifted
+    direction = random_direction("all", dict.fromkeys(model.parameters(), 1.0), 0)
+    points = [Point(direction, 1e-3 * i) for i in range(20)]
+    together = best(lambda: model.along(points))
+    looped = best(lambda: [model.along([point]) for point in points])
+    print(f"  20 perturbed losses: batched {together / full:.2f}, looped {looped / full:.2f}", flush=True)
+
+
+def linear(backend: str) -> None:
+    for truncation in (none(), tail(100), chunks(10), window(10)):
+        times = [seconds(backend, truncation, n) for n in (5_000, 10_000, 20_000)]
+        print(f"  {backend}, {truncation}: " + ", ".join(f"{t:.3f} s" for t in times), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["check", "frozen", "cost", "linear"])
+    parser.add_argument("--backend", default="numpy")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--steps", type=int, nargs="+")
+    arguments = parser.parse_args()
+    if arguments.what in ("check", "frozen"):
+        run = check if arguments.what == "check" else frozen
+        for n_steps in arguments.steps or [7]:
+            started = time.perf_counter()
+            n, worst, where = run(registry.get(arguments.backend), n_steps, arguments.every)
+            took = time.perf_counter() - started
+            counted = f"{n:,} combinations, worst {worst:.1e} ({where}), {took:.0f} s"
+            print(f"{arguments.what} {arguments.backend}, T = {n_steps}: {counted}", flush=True)
+    elif arguments.what == "cost":
+        cost(arguments.backend, (arguments.steps or [10_000])[0])
+    else:
+        linear(arguments.backend)
+
+
+if __name__ == "__main__":
+    main()
