@@ -5,7 +5,7 @@
     python benchmarks/truncations.py cost --backend numpy [--steps 10000]
     python benchmarks/truncations.py linear --backend numpy
 
-``check``: every truncation, every k and k1 <= k2, of every cell, with losses on all steps or the last, masks, learned or
+``check``: every truncation, every k and k1 <= k2, of every cell, losses on all steps or the last, masks, learned or
 carried states, against the sum over pairs (tests/backends/pairs.py), float64; the worst error relative to the largest
 entry of its tensor. ``--every n`` takes one combination of n: JAX and TensorFlow compile a second for each.
 ``frozen``: the gradients against sixth-order central differences of the frozen objective. ``cost``: seconds of the seed

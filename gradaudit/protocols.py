@@ -250,6 +250,12 @@ class Network(Protocol):
     def states(self, parameters: NamedArrays) -> Array:
         """(T+1, N, S): the state before the first step, then after each; of a network that runs one way only."""
 
+    def pulled(self, parameters: NamedArrays, state: Array, pull: Array) -> tuple[Scalar, Gradients, Array]:
+        """Forward and backward from a state (N, S): the loss, its gradients, and d / d that state, (N, S).
+
+        Both are those of ``loss + <pull, state after the last step>``, pull (N, S): what later losses pull at it.
+        """
+
 
 class Operator(Protocol):
     """A function of arrays with any outputs, and its derivatives: each way of differentiating it is a model.

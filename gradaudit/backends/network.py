@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import final
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
+from gradaudit.backends.checkpointed import checkpointed
 from gradaudit.backends.truncated import Build, FrozenModel, frozen, gradient, tangent
 from gradaudit.direction import Point
 from gradaudit.recurrent import Problem, Truncation
@@ -45,6 +46,8 @@ class NetworkModel:
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The loss and its gradient as truncated."""
         if not self._truncates:
+            if self._problem.checkpoint is not None:
+                return checkpointed(self._problem, self._build, parameters, self._problem.checkpoint)
             return self._model.value_and_grad(parameters)
         # the loss is that of the plain pass, to the last bit
         return self._model.loss(parameters), gradient(self._problem, self._build, parameters)
@@ -84,6 +87,17 @@ class NetworkModel:
     def with_truncation(self, truncation: Truncation) -> NetworkModel:
         """The same loss with another truncation."""
         return NetworkModel(replace(self._problem, truncation=truncation), self._build)
+
+    def checkpointed(self, n_steps: int) -> NetworkModel:
+        """The same model, whose untruncated gradient keeps the states of every ``n_steps`` steps only.
+
+        Memory of T / n_steps states and of the backward pass of n_steps, for half as many steps again
+        (Griewank & Walther 2000); about sqrt(T) is the least.
+
+        Raises:
+            OptionError: n_steps < 1; the network runs both ways, or has no state.
+        """
+        return NetworkModel(replace(self._problem, checkpoint=n_steps), self._build)
 
     def frozen(self) -> FrozenModel | None:
         """The loss with the cut states held; None where nothing is cut."""

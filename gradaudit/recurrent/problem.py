@@ -60,6 +60,7 @@ class Problem:
         side: of a bidirectional network the one direction that is run, ``features`` being in its order of time; what
             the other one adds to the logits is in ``offset``.
         offset: (T, N, C), numbers that are added to the logits.
+        checkpoint: keep the states of every so many steps only, and run the steps between once more on the way back.
 
     Raises:
         ModelContractError: weights or data do not fit the spec.
@@ -75,6 +76,7 @@ class Problem:
     crossing: Crossing | None = None
     side: Literal["forward", "reverse"] | None = None
     offset: Array | None = None
+    checkpoint: int | None = None
 
     def __post_init__(self) -> None:
         shapes = self.spec.shapes(feed_forward=self.feed_forward)
@@ -96,6 +98,11 @@ class Problem:
         if self.data.mask is not None and self.weighting is None and not self.data.mask.any():
             msg = "mask leaves no step of any sequence"
             raise ModelContractError(msg, where="data", hint="True where there is a step")
+        if self.checkpoint is not None and (self.checkpoint < 1 or self.both_ways or self.feed_forward):
+            msg = f"checkpoints every {self.checkpoint} steps of a network that runs both ways or without a state"
+            if not self.both_ways and not self.feed_forward:
+                msg = f"checkpoints every {self.checkpoint} steps"
+            raise OptionError(msg, where="checkpointed()", hint="400 steps of a recurrent network that runs one way")
         self._check_state()
         object.__setattr__(self, "weights", frozen_copy(self.weights))
 

@@ -18,7 +18,7 @@ from gradaudit.recurrent.problem import Crossing, Problem, Start
 from gradaudit.recurrent.spec import SequenceData
 from gradaudit.recurrent.truncation import Truncation
 
-__all__ = ["one_way", "segment_problems", "uncounted_steps"]
+__all__ = ["one_way", "segment_problems", "spans", "uncounted_steps"]
 
 #: Numbers of inputs and states in one batch of runs: memory stays bounded, a batch is long enough.
 _MOST_NUMBERS = 2**21
@@ -37,6 +37,26 @@ def one_way(problem: Problem, *, reverse: bool, offset: Array) -> Problem:
     mask = None if data.mask is None else data.mask[:, ::-1]
     turned = replace(data, features=data.features[:, ::-1], labels=data.labels[:, ::-1], mask=mask)
     return replace(problem, side="reverse", data=turned, weighting=problem.loss_weights()[::-1], offset=offset[::-1])
+
+
+def spans(problem: Problem, length: int) -> list[Problem]:
+    """A problem as consecutive ones of ``length`` steps, the last one shorter; each weighs what it did in the whole."""
+    data, weights, offset = problem.data, problem.loss_weights(), problem.offset
+    parts = [slice(start, start + length) for start in range(0, problem.n_steps, length)]
+    return [
+        replace(
+            problem,
+            data=replace(
+                data,
+                features=data.features[:, part],
+                labels=data.labels[:, part],
+                mask=None if data.mask is None else data.mask[:, part],
+            ),
+            weighting=weights[part],
+            offset=None if offset is None else offset[part],
+        )
+        for part in parts
+    ]
 
 
 def segment_problems(problem: Problem, truncation: Truncation, states: Array) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradaudit.direction import Point, random_direction
+from gradaudit.errors import OptionError
 from gradaudit.recurrent import (
     RecurrentSpec,
     SequenceData,
@@ -150,3 +151,23 @@ def test_the_state_is_carried_from_call_to_call(backend):
     second = SequenceData(features=data.features[:, 4:], labels=data.labels[:, 4:], state=left)
     parts = [backend.recurrent_model(spec, weights, part).value_and_grad(weights)[1] for part in (first, second)]
     assert_close({name: (parts[0][name] + parts[1][name]) / 2 for name in whole}, whole, 1e-12)
+
+
+@pytest.mark.parametrize(("cell", "n_steps"), [("softmax", 4), ("stacked", 3), ("gru_before", 7), ("peepholes", 1)])
+def test_checkpoints_change_nothing_but_memory(backend, cell, n_steps):
+    for learned in (False, True):
+        spec, weights, data = case(cell, masked=True, learned=learned)
+        whole = backend.recurrent_model(spec, weights, data)
+        loss, gradients = whole.value_and_grad(weights)
+        few = whole.checkpointed(n_steps)
+        assert few.value_and_grad(weights)[0] == pytest.approx(loss, rel=1e-14)
+        assert_close(few.value_and_grad(weights)[1], gradients, 1e-13)
+        assert few.loss(weights) == whole.loss(weights)
+
+
+def test_checkpoints_need_a_network_that_runs_one_way(backend):
+    spec, weights, data = case("bidirectional")
+    with pytest.raises(OptionError, match="checkpoints every 3 steps of a network that runs both ways"):
+        backend.recurrent_model(spec, weights, data).checkpointed(3)
+    with pytest.raises(OptionError, match="checkpoints every 0 steps"):
+        backend.recurrent_model(*case("gru")).checkpointed(0)

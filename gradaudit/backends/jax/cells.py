@@ -102,8 +102,8 @@ def total(losses: jax.Array) -> jax.Array:
     return losses
 
 
-def walk(block: Callable[[Any, Steps], tuple[Any, jax.Array]], carry: Any, steps: Steps) -> jax.Array:
-    """What ``block`` (carry, some steps) -> (carry, kept (n, ...)) keeps of all blocks of steps, joined."""
+def walk(block: Callable[[Any, Steps], tuple[Any, jax.Array]], carry: Any, steps: Steps) -> tuple[Any, jax.Array]:
+    """The last carry, and what ``block`` (carry, some steps) -> (carry, kept (n, ...)) keeps of all blocks, joined."""
     n_steps = steps.inputs.shape[0]
     size = _block_size(n_steps)
     kept = []
@@ -111,9 +111,9 @@ def walk(block: Callable[[Any, Steps], tuple[Any, jax.Array]], carry: Any, steps
         carry, first = block(carry, steps.part(slice(n_first)))
         kept.append(first)
     if n_steps > n_first:
-        _, rest = lax.scan(block, carry, steps.part(slice(n_first, None)).blocks(size))
+        carry, rest = lax.scan(block, carry, steps.part(slice(n_first, None)).blocks(size))
         kept.append(rest.reshape(-1, *rest.shape[2:]))
-    return jnp.concatenate(kept)
+    return carry, jnp.concatenate(kept)
 
 
 def _block_size(n_steps: int) -> int:

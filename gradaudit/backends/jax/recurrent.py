@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradaudit.arrays import Array, NamedArrays
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.jax import cells
 from gradaudit.backends.jax.model import JaxModel, Programs
 from gradaudit.recurrent import Problem, RecurrentSpec
@@ -48,11 +48,29 @@ class _Objective:
 
     def __call__(self, weights: cells.Weights, data: _Data) -> jax.Array:
         """The mean cross-entropy."""
-        return cells.total(self._losses(weights, data, cells.total))[0]
+        return self._run(weights, data, self._begun(weights, data))[0]
 
     def step_losses(self, weights: cells.Weights, data: _Data) -> jax.Array:
         """What each step adds to it, (T,)."""
-        return self._losses(weights, data, cells.keep)
+        return self._losses(weights, data, cells.keep, self._begun(weights, data))[1]
+
+    def pulled(self, weights: cells.Weights, given: dict[str, jax.Array], data: _Data) -> Any:
+        """The loss, its gradients, d / d the first state (S, N), see `protocols.Network`; ``given`` state and pull."""
+
+        def run(weights: cells.Weights, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss, states = self._run(weights, data, self._parts(state))
+            return loss, jnp.concatenate([c for state in states for c in state])
+
+        (loss, _), back = jax.vjp(run, weights, given["state"])
+        return loss, *back((jnp.ones_like(loss), given["pull"]))
+
+    def _run(self, weights: cells.Weights, data: _Data, begun: cells.States) -> tuple[jax.Array, cells.States]:
+        """The mean cross-entropy and the last states."""
+        states, losses = self._losses(weights, data, cells.total, begun)
+        return cells.total(losses)[0], states
+
+    def _begun(self, weights: cells.Weights, data: _Data) -> cells.States:
+        return () if self.feed_forward else self._initial_states(weights, data, reverse=self.reverse)
 
     def states(self, weights: cells.Weights, data: _Data) -> jax.Array:
         """(T+1, N, S)."""
@@ -63,7 +81,7 @@ class _Objective:
             return states, jnp.concatenate([c for state in kept for c in state], axis=1)
 
         first = jnp.concatenate([c for state in begun for c in state])
-        return jnp.concatenate([first[None], cells.walk(block, begun, data.steps)]).swapaxes(1, 2)
+        return jnp.concatenate([first[None], cells.walk(block, begun, data.steps)[1]]).swapaxes(1, 2)
 
     def _initial_states(self, weights: cells.Weights, data: _Data, *, reverse: bool) -> cells.States:
         n = len(self.spec.components)
@@ -73,14 +91,22 @@ class _Objective:
             given = [jnp.where(data.live, weights[name][:, None], c) for name, c in zip(names, given, strict=True)]
         return tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
 
-    def _losses(self, weights: cells.Weights, data: _Data, reduce: cells.Reduce) -> jax.Array:
+    def _parts(self, state: jax.Array) -> cells.States:
+        """A state (S, N) by layer and component."""
+        n = len(self.spec.components)
+        parts = jnp.split(state, self.spec.n_layers * n)
+        return tuple(tuple(parts[i : i + n]) for i in range(0, len(parts), n))
+
+    def _losses(
+        self, weights: cells.Weights, data: _Data, reduce: cells.Reduce, begun: cells.States
+    ) -> tuple[cells.States, jax.Array]:
         steps, spec = data.steps, self.spec
         if self.feed_forward:
 
-            def dense(carry: None, steps: cells.Steps) -> tuple[None, jax.Array]:
+            def dense(carry: cells.States, steps: cells.Steps) -> tuple[cells.States, jax.Array]:
                 return carry, reduce(cells.entropies(spec, cells.dense(spec, weights, steps), steps))
 
-            return cells.walk(dense, None, steps)
+            return cells.walk(dense, begun, steps)
         if self.both_ways:
             steps = steps._replace(offset=self._behind(weights, data))
 
@@ -90,7 +116,7 @@ class _Objective:
             outputs = outputs if steps.offset is None else outputs + steps.offset
             return states, reduce(cells.entropies(spec, outputs, steps))
 
-        return cells.walk(block, self._initial_states(weights, data, reverse=self.reverse), steps)
+        return cells.walk(block, begun, steps)
 
     def _behind(self, weights: cells.Weights, data: _Data) -> jax.Array:
         """What the reverse direction adds to the logits, (T, C, N), in the order of time."""
@@ -100,7 +126,7 @@ class _Objective:
             return states, cells.read(self.spec, weights, kept[-1][0], reverse=True)
 
         turned = data.steps.part(slice(None, None, -1))
-        return cells.walk(block, self._initial_states(weights, data, reverse=True), turned)[::-1]
+        return cells.walk(block, self._initial_states(weights, data, reverse=True), turned)[1][::-1]
 
 
 @final
@@ -111,6 +137,7 @@ class _NetworkPrograms:
         self.model: Programs = Programs(objective)
         self.step_losses: _Jitted = jax.jit(objective.step_losses)
         self.states: _Jitted = jax.jit(objective.states)
+        self.pulled: Callable[..., Any] = jax.jit(objective.pulled)
 
 
 @lru_cache(maxsize=64)
@@ -147,6 +174,7 @@ class JaxNetwork:
             None if offset is None else offset.swapaxes(1, 2),
         )
         self._programs = _programs(objective)
+        self._dtype = problem.dtype
         self.model = JaxModel(
             self._programs.model,
             problem.weights,
@@ -164,3 +192,9 @@ class JaxNetwork:
         """(T+1, N, S): the state before the first step, then after each."""
         states: Array = self.model.evaluate(self._programs.states, parameters)
         return states
+
+    def pulled(self, parameters: NamedArrays, state: Array, pull: Array) -> tuple[Scalar, Gradients, Array]:
+        """Forward and backward from a state (N, S), with a pull (N, S) at the last one; see `protocols.Network`."""
+        given = {name: a.T.astype(self._dtype) for name, a in (("state", state), ("pull", pull))}
+        loss, gradients, before = self.model.evaluate(self._programs.pulled, parameters, given)
+        return as_scalar(loss, "pulled()"), gradients, np.ascontiguousarray(before.T)

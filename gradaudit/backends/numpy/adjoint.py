@@ -224,9 +224,12 @@ class LayerPass:
         #: The states h, (T, H, N).
         self.outputs = np.stack(outputs)
 
-    def back(self, cotangents: Array) -> tuple[dict[str, Array], Array, State]:
-        """From d loss / d h (T, H, N): the gradients by name, d loss / d what it reads, d loss / d its first state."""
-        carried: State = tuple(np.zeros_like(cotangents[0]) for _ in self._spec.components)
+    def back(self, cotangents: Array, carried: State) -> tuple[dict[str, Array], Array, State]:
+        """From d loss / d h (T, H, N), and what later losses add to d loss / d its last state, by component (H, N).
+
+        Returns:
+            The gradients by name, d loss / d what it reads, d loss / d its first state.
+        """
         sources, products = [], []
         for t in reversed(range(len(cotangents))):
             adjoint = (carried[0] + cotangents[t], *carried[1:])

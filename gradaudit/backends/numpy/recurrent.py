@@ -64,6 +64,17 @@ class NumpyNetwork:
         joined = [np.concatenate([c[:, 0] for layer in kept for c in layer], axis=1) for _, kept in blocks]
         return np.ascontiguousarray(np.concatenate([first[None], *joined]).swapaxes(1, 2))
 
+    def pulled(self, parameters: NamedArrays, state: Array, pull: Array) -> tuple[Scalar, Gradients, Array]:
+        """Forward and backward from a state (N, S), with a pull (N, S) at the last one; see `protocols.Network`."""
+        start = Start(state.astype(self._problem.dtype), np.zeros(len(state), bool))
+        reverse = self._problem.side == "reverse"
+        stack = _Stack(self._problem, parameters, self._steps, start, reverse=reverse)
+        outputs = stack.outputs() if self._offset is None else stack.outputs() + self._offset
+        gradients = {name: np.zeros_like(p) for name, p in parameters.items()}
+        first = stack.back(self._cotangents(outputs), gradients, pull.T.astype(self._problem.dtype))
+        loss: Scalar = self._weighted(outputs[:, None], slice(None)).T.sum(axis=1)[0]
+        return loss, gradients, np.ascontiguousarray(first.T)
+
     def _outputs(self, stacked: NamedArrays) -> Iterator[tuple[slice, Array]]:
         """Probabilities or logits, (B, K, C, N), by blocks of steps."""
         if self._problem.feed_forward:
@@ -88,13 +99,16 @@ class NumpyNetwork:
         kind = np.result_type(*stacked.values())
         losses = np.empty((len(next(iter(stacked.values()))), self._problem.n_steps), kind)
         for steps, outputs in self._outputs(stacked):
-            probabilities = self._spec.gives_probabilities
-            entropies = cells.cross_entropy(outputs, self._labels[steps], probabilities=probabilities)
-            weights = self._loss_weights[steps, None]
-            # what weighs nothing adds nothing, not even where its cross-entropy is infinite
-            weighted = np.where(weights == 0, np.zeros_like(entropies), weights * entropies)
-            losses[:, steps] = weighted.sum(axis=-1).T
+            losses[:, steps] = self._weighted(outputs, steps).T
         return losses
+
+    def _weighted(self, outputs: Array, steps: slice) -> Array:
+        """What some steps add to the loss, (B, K), from their outputs (B, K, C, N)."""
+        probabilities = self._spec.gives_probabilities
+        entropies = cells.cross_entropy(outputs, self._labels[steps], probabilities=probabilities)
+        weights = self._loss_weights[steps, None]
+        # what weighs nothing adds nothing, not even where its cross-entropy is infinite
+        return np.asarray(np.where(weights == 0, np.zeros_like(entropies), weights * entropies).sum(axis=-1))
 
     def _losses(self, stacked: NamedArrays) -> Array:
         # the last axis is contiguous: NumPy sums it pairwise, with an error that hardly grows with T
@@ -130,8 +144,9 @@ class NumpyNetwork:
         outputs = np.sum([stack.outputs() for stack in passes], axis=0)
         cotangents = self._cotangents(outputs if self._offset is None else outputs + self._offset)
         gradients: dict[str, Array] = {}
+        nothing = np.zeros((self._spec.n_state, self._problem.n_sequences), self._problem.dtype)
         for stack in passes:
-            stack.back(cotangents, gradients)
+            stack.back(cotangents, gradients, nothing)
         return gradients
 
     def _cotangents(self, outputs: Array) -> Array:
@@ -169,8 +184,12 @@ class _Stack:
         """What it adds to the outputs, (T, C, N)."""
         return _read(self._spec, _lead(self._parameters), self._top()[:, None], reverse=self._reverse)[:, 0]
 
-    def back(self, cotangents: Array, gradients: dict[str, Array]) -> None:
-        """Fill in the gradients, from d loss / d outputs (T, C, N)."""
+    def back(self, cotangents: Array, gradients: dict[str, Array], pull: Array) -> Array:
+        """Fill in the gradients, from d loss / d outputs (T, C, N) and a pull (S, N) at the last state.
+
+        Returns:
+            d loss / d the first state, (S, N).
+        """
         spec, parameters = self._spec, self._parameters
         if spec.n_hidden is not None:
             rows = _rows(spec, reverse=self._reverse)
@@ -183,11 +202,16 @@ class _Stack:
         if self._against:
             cotangents = cotangents[::-1]
         names, n = spec.initial_states(reverse=self._reverse), len(spec.components)
+        pulls = np.split(pull, spec.n_layers * n)
+        firsts: list[Array] = []
         for index in reversed(range(spec.n_layers)):
-            found, cotangents, first = self._passes[index].back(cotangents)
+            own = slice(index * n, (index + 1) * n)
+            found, cotangents, first = self._passes[index].back(cotangents, tuple(pulls[own]))
             gradients |= found
-            for name, adjoint in zip(names[index * n : (index + 1) * n], first, strict=False):  # none if not learned
+            firsts = [*first, *firsts]
+            for name, adjoint in zip(names[own], first, strict=False):  # none if not learned
                 gradients[name] = np.where(self._live, adjoint, 0).sum(axis=1)
+        return np.concatenate(firsts)
 
 
 def _initial_states(spec: RecurrentSpec, start: Start, stacked: NamedArrays, *, reverse: bool) -> list[State]:

@@ -119,7 +119,7 @@ def dense_losses(kind: Kind) -> Any:
 
 @cache
 def recurrent_losses(kind: Kind) -> Any:
-    """A `tf.function` (weights, states, given steps) -> losses by step, (K, T); see `Kind.states`."""
+    """A `tf.function` (weights, states, given steps) -> losses by step (K, T), the last states (K, N, S)."""
     return _graph(partial(_recurrent_losses, kind), kind.weights(), kind.states(), kind.steps().given())
 
 
@@ -141,18 +141,19 @@ def _dense_losses(kind: Kind, weights: Weights, given: dict[str, tf.Tensor]) -> 
 
 def _recurrent_losses(
     kind: Kind, weights: Weights, states: tuple[States, ...], given: dict[str, tf.Tensor]
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, tf.Tensor]:
     steps = Steps(**given)
     if kind.both_ways:
         turned = steps.each(lambda tensor: tf.reverse(tensor, [0]))
-        behind = _run(kind, weights, states[1], turned, partial(_logits, kind, weights, reverse=True), reverse=True)
+        behind, _ = _run(kind, weights, states[1], turned, partial(_logits, kind, weights, reverse=True), reverse=True)
         steps = steps._replace(offset=tf.reverse(behind, [0]))
 
     def losses(some: Steps, kept: list[State]) -> tf.Tensor:
         outputs = _logits(kind, weights, some, kept, reverse=kind.reverse)
         return _cross_entropy(outputs if some.offset is None else outputs + some.offset, some, kind)
 
-    return tf.transpose(_run(kind, weights, states[0], steps, losses, reverse=kind.reverse))
+    found, last = _run(kind, weights, states[0], steps, losses, reverse=kind.reverse)
+    return tf.transpose(found), tf.concat([component for state in last for component in state], axis=-1)
 
 
 def _recurrent_states(
@@ -163,7 +164,7 @@ def _recurrent_states(
     def joined(_: Steps, kept: list[State]) -> tf.Tensor:
         return tf.concat([component for state in kept for component in state], axis=-1)
 
-    return _run(kind, weights, states[0], steps, joined, reverse=kind.reverse)
+    return _run(kind, weights, states[0], steps, joined, reverse=kind.reverse)[0]
 
 
 def _run(
@@ -174,8 +175,8 @@ def _run(
     keep: Callable[[Steps, list[State]], tf.Tensor],
     *,
     reverse: bool,
-) -> tf.Tensor:
-    """What ``keep`` makes of each block of steps and its states (B, K, N, H) by layer and component, joined."""
+) -> tuple[tf.Tensor, States]:
+    """What ``keep`` makes of each block of steps and its states (B, K, N, H), joined, and the last states."""
     n_blocks = -(-tf.shape(steps.inputs)[0] // BLOCK)
     kept = tf.TensorArray(kind.dtype, n_blocks, infer_shape=False)
 
@@ -191,10 +192,10 @@ def _run(
         return i + 1, tuple(after), kept.write(i, keep(some, all_states))
 
     # one block at a time: a second one in flight would only take memory
-    _, _, kept = tf.while_loop(
+    _, states, kept = tf.while_loop(
         lambda i, *_: i < n_blocks, block, (0, states, kept), parallel_iterations=1, maximum_iterations=n_blocks
     )
-    return kept.concat()
+    return kept.concat(), states
 
 
 def _walk(

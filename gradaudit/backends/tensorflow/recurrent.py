@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradaudit.arrays import Array, NamedArrays
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.tensorflow import cells
 from gradaudit.backends.tensorflow.model import TensorflowModel, Tensors, own_trace
 from gradaudit.recurrent import Problem
@@ -55,6 +55,25 @@ class TensorflowNetwork:
         after = cells.recurrent_states(self._kind(n_copies=1))(stacked, (begun,), self._steps.given())
         return np.concatenate([np.asarray(first), np.asarray(after)[:, 0]])
 
+    def pulled(self, parameters: NamedArrays, state: Array, pull: Array) -> tuple[Scalar, Gradients, Array]:
+        """Forward and backward from a state (N, S), with a pull (N, S) at the last one; see `protocols.Network`."""
+        kind = self._problem.dtype
+        leaves, first = {n: tf.constant(p) for n, p in parameters.items()}, tf.constant(state.astype(kind))
+        n = len(self._spec.components)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*leaves.values(), first])
+            given = tf.split(first[None], self._spec.n_layers * n, axis=-1)
+            states = tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
+            steps, last = self._one(_lead(leaves), (states,), self._steps.given())
+            loss = tf.reduce_sum(steps)
+            pulling = tf.reduce_sum(last[0] * pull.astype(kind))
+            total = loss + pulling
+        *found, before = tape.gradient(
+            total, [*leaves.values(), first], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        gradients = {name: np.asarray(g) for name, g in zip(leaves, found, strict=True)}
+        return as_scalar(loss, "pulled()"), gradients, np.asarray(before)
+
     def _kind(self, *, n_copies: int | None) -> cells.Kind:
         optional = ("mask", "weights", "held", "offset")
         return cells.Kind(
@@ -93,7 +112,7 @@ class TensorflowNetwork:
             return graph(stacked, self._steps.given())
         sides = (False, True) if self._problem.both_ways else (self._problem.side == "reverse",)
         states = tuple(self._initial_states(stacked, reverse=reverse) for reverse in sides)
-        return graph(stacked, states, self._steps.given())
+        return graph(stacked, states, self._steps.given())[0]
 
     def _initial_states(self, stacked: Tensors, *, reverse: bool) -> cells.States:
         """By layer and component, (K, N, H)."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradaudit.arrays import Array, NamedArrays
+from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.torch import cells
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import threads
@@ -77,6 +77,23 @@ class TorchNetwork:
                 joined.append(torch.cat(components, dim=1))
             return np.ascontiguousarray(as_array(torch.cat(joined)).swapaxes(1, 2))
 
+    def pulled(self, parameters: NamedArrays, state: Array, pull: Array) -> tuple[Scalar, Gradients, Array]:
+        """Forward and backward from a state (N, S), with a pull (N, S) at the last one; see `protocols.Network`."""
+        kind = self._problem.dtype
+        with torch.enable_grad(), threads(self._n_threads):
+            leaves = {name: as_tensor(p).requires_grad_() for name, p in parameters.items()}
+            first = as_tensor(state.T.astype(kind)).requires_grad_()
+            n = len(self._spec.components)
+            given = [c[None] for c in first.split(self._spec.width)]
+            states = [tuple(given[i : i + n]) for i in range(0, len(given), n)]
+            loss = self._losses({name: leaf[None] for name, leaf in leaves.items()}, states)[0]
+            # the run has left its last states there
+            last = torch.cat([c[0] for layer in states for c in layer])
+            wanted = [*leaves.values(), first]
+            *found, before = torch.autograd.grad([loss, last], wanted, [None, as_tensor(pull.T.astype(kind))])
+        gradients = {name: as_array(g) for name, g in zip(leaves, found, strict=True)}
+        return as_scalar(as_array(loss), "pulled()"), gradients, np.ascontiguousarray(as_array(before).T)
+
     def _initial_states(self, stacked: cells.Tensors, *, reverse: bool) -> list[State]:
         """By layer and component, (K, H, N)."""
         n_copies, n = len(next(iter(stacked.values()))), len(self._spec.components)
@@ -86,14 +103,14 @@ class TorchNetwork:
             given = [torch.where(self._live, stacked[name][:, :, None], c) for name, c in live]
         return [tuple(given[i : i + n]) for i in range(0, len(given), n)]
 
-    def _outputs(self, stacked: cells.Tensors) -> Iterator[tuple[slice, Tensor]]:
-        """Probabilities or logits, (B, K, C, N), by blocks of steps."""
+    def _outputs(self, stacked: cells.Tensors, states: list[State] | None) -> Iterator[tuple[slice, Tensor]]:
+        """Probabilities or logits, (B, K, C, N), by blocks of steps; the last states are left in ``states``."""
         if self._problem.feed_forward:
             yield from cells.dense(stacked, self._steps.inputs, self._spec.activation)
             return
         behind = self._behind(stacked) if self._problem.both_ways else None
         reverse = self._problem.side == "reverse"
-        states = self._initial_states(stacked, reverse=reverse)
+        states = self._initial_states(stacked, reverse=reverse) if states is None else states
         for steps, kept in cells.run(self._spec, stacked, self._steps, states, reverse=reverse):
             outputs = self._read(stacked, torch.stack([state[0] for state in kept[-1]]), reverse=reverse)
             if self._offset is not None:
@@ -115,9 +132,9 @@ class TorchNetwork:
         tops = [torch.stack([state[0] for state in kept[-1]]) for _, kept in blocks]
         return self._read(stacked, torch.cat(tops), reverse=True).flip(0)
 
-    def _step_losses(self, stacked: cells.Tensors) -> Iterator[Tensor]:
+    def _step_losses(self, stacked: cells.Tensors, states: list[State] | None = None) -> Iterator[Tensor]:
         """What each step adds to the loss, by blocks of steps: (K, B)."""
-        for steps, outputs in self._outputs(stacked):
+        for steps, outputs in self._outputs(stacked, states):
             if not any(self._weighs[steps]):
                 yield outputs.new_zeros(outputs.shape[1], len(outputs))
                 continue
@@ -128,9 +145,9 @@ class TorchNetwork:
             entropies = cells.cross_entropy(counted, self._labels[steps], probabilities=self._spec.gives_probabilities)
             yield (weights[:, None] * entropies).sum(dim=-1).T
 
-    def _losses(self, stacked: cells.Tensors) -> Tensor:
+    def _losses(self, stacked: cells.Tensors, states: list[State] | None = None) -> Tensor:
         # in float64: the roundings of a long sum would be noise in the loss
-        sums = (block.sum(dim=1, dtype=torch.float64) for block in self._step_losses(stacked))
+        sums = (block.sum(dim=1, dtype=torch.float64) for block in self._step_losses(stacked, states))
         losses = sum(sums, start=self._loss_weights.new_zeros((), dtype=torch.float64)).to(self._loss_weights.dtype)
         # plus empty sums: the gradient of weights that have no part in it is zero, not missing
         return losses + sum(p.flatten(1)[:, :0].sum(dim=1) for p in stacked.values())
