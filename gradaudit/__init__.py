@@ -33,6 +33,7 @@ __all__ = [
     "audit_all",
     "audit_operator",
     "audit_step",
+    "by_step",
     "chunks",
     "load_report",
     "none",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step"),
+    "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step", "by_step"),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
     "options": ("AuditOptions",),

@@ -1,4 +1,4 @@
-"""The public calls: `audit`, `audit_all`, `audit_operator`, `audit_step`, `assert_gradients_agree`."""
+"""The public calls: `audit`, `audit_all`, `audit_operator`, `audit_step`, `by_step`, `assert_gradients_agree`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from gradaudit import across, auditor, operators
+from gradaudit import across, auditor, operators, steps
 from gradaudit.backends import registry
 from gradaudit.compare import Verdict
 from gradaudit.errors import GradientMismatchError
@@ -17,7 +17,7 @@ from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport
 
-__all__ = ["Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step"]
+__all__ = ["Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step", "by_step"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,35 @@ def audit_step(
     """
     model = registry.step_of(target, step, loss=loss, sizes=sizes or {})
     return auditor.audit(model, options_of(options), target=name or _name(target), progress=progress)
+
+
+def by_step(
+    target: Any,
+    at: Any = None,
+    *,
+    tensor: str,
+    axis: int = 0,
+    loss: Callable[..., Any] | None = None,
+    gradient: Callable[..., Any] | bool | None = None,
+    **options: Unpack[Options],
+) -> steps.StepView:
+    """Where along time is the gradient right? A cliff is a truncated tail, saw teeth are chunks, a slope vanishes.
+
+    Args:
+        target: as for `audit`; the tensor with an axis of time, for example the inputs, is one of its parameters.
+        at: as for `audit`.
+        tensor: its name.
+        axis: of time.
+        loss: as for `audit`.
+        gradient: as for `audit`.
+        **options: those of `audit`.
+
+    Raises:
+        AmbiguousBackendError: no framework, or more than one, recognises the target.
+        OptionError: no such tensor or axis; a loss without numeric derivatives; too small a budget.
+    """
+    model = registry.model_of(target, at, loss=loss, gradient=gradient)
+    return steps.by_step(model, tensor, axis, options_of(options))
 
 
 def assert_gradients_agree(
