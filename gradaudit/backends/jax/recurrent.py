@@ -48,6 +48,18 @@ class _Objective:
         """The mean cross-entropy."""
         return cells.total(self._losses(weights, data, cells.total))[0]
 
+    def batched(self, stacked: cells.Weights, data: _Data) -> jax.Array:
+        """That of K networks, (K,)."""
+        n_copies, n_classes = stacked["b"].shape
+        if n_classes > cells.FEW_CLASSES:
+            return jax.vmap(lambda weights: self(weights, data))(stacked)
+        weights = cells.side_by_side(stacked, data.state.shape[0])
+        many = data._replace(
+            state=jnp.tile(data.state, (n_copies, 1)),
+            held_losses=jnp.broadcast_to(data.held_losses[:, None], (*data.held_losses.shape, n_copies)),
+        )
+        return self(weights, many)
+
     def step_losses(self, weights: cells.Weights, data: _Data) -> jax.Array:
         """What each step adds to it, (T,)."""
         return self._losses(weights, data, cells.keep)
@@ -58,7 +70,7 @@ class _Objective:
         return cells.walk(self.layer, weights, self._initial_state(weights, data), steps, cells.total)[0]
 
     def _initial_state(self, weights: cells.Weights, data: _Data) -> jax.Array:
-        return jnp.broadcast_to(weights["h0"], data.state.shape) if self.learned else data.state
+        return jnp.broadcast_to(weights["h0"].T, data.state.shape) if self.learned else data.state
 
     def _losses(self, weights: cells.Weights, data: _Data, reduce: cells.Reduce) -> jax.Array:
         state, losses = self._initial_state(weights, data), data.held_losses
@@ -77,7 +89,7 @@ class _NetworkPrograms:
 
     def __init__(self, objective: _Objective) -> None:
         forward = _programs(replace(objective, n_cut=0)) if objective.n_cut else None
-        self.model: Programs = Programs(objective, forward=forward and forward.model)
+        self.model: Programs = Programs(objective, forward=forward and forward.model, batched=objective.batched)
         self.step_losses: _Jitted = forward.step_losses if forward else jax.jit(objective.step_losses)
         self.state_after: _Jitted = forward.state_after if forward else jax.jit(objective.state_after, static_argnums=0)
 
