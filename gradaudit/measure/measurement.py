@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -106,6 +107,11 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     lengths = plan.scales(parameters)
     lines: list[Line] = []
     complete = True
+
+    @cache
+    def judged(n: int) -> Measurement:  # by the first n lines: they only become more
+        return judge(lines[:n], gradients, source, options)
+
     try:
         lines += _full(sampler, [plan.whole_model(lengths, options.seed)])
         probes = plan.second_stage(lengths, usable, options.seed, double=source.dtype == "float64")
@@ -113,15 +119,15 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
             probes += plan.entries(parameters, lengths, list(parameters))
         ask = _cheap_looks(sampler, source.model, lines[0], budget)
         lines += ask(probes)
-        seen = judge(lines, gradients, source, options)
+        seen = judged(len(lines))
         small = [] if options.entries else [n for n, v in seen.verdicts.items() if v is not Verdict.AGREE]
         lines += ask([*_blind(seen, gradients, lengths, options, 0), *plan.entries(parameters, lengths, small)])
-        lines += ask(_blind(judge(lines, gradients, source, options), gradients, lengths, options, 1))
-        last = judge(lines, gradients, source, options)
+        lines += ask(_blind(judged(len(lines)), gradients, lengths, options, 1))
+        last = judged(len(lines))
         lines += _full(sampler, [*_doubtful(last, lengths, options), *_hidden(last, lengths, options)])
     except Stop:
         complete = False
-    return replace(judge(lines, gradients, source, options), complete=complete)
+    return replace(judged(len(lines)), complete=complete)
 
 
 def locate(

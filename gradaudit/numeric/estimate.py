@@ -90,11 +90,15 @@ def estimate(sampler: Sampler, directions: Sequence[Direction], purpose: str) ->
         wanted.append(np.concatenate([[0.0], ladder.first(steps, line.resolution), line.cluster]))
     _extend(sampler, lines, wanted, purpose)
     tops = [max(w) for w in wanted]
+    looks = [view(line, top, sampler) for line, top in zip(lines, tops, strict=True)]
     for _ in range(_ROUNDS - 1):
-        pairs = [(line, _further(line, top, steps, sampler)) for line, top in zip(lines, tops, strict=True)]
-        open_lines = [(line, more) for line, more in pairs if len(more)]
-        _extend(sampler, [line for line, _ in open_lines], [more for _, more in open_lines], purpose)
-    return [_result(line, top, sampler) for line, top in zip(lines, tops, strict=True)]
+        wanted = [_further(line, looked, steps, sampler.eps) for line, looked in zip(lines, looks, strict=True)]
+        _extend(sampler, lines, wanted, purpose)
+        looks = [
+            view(line, top, sampler) if len(more) else looked
+            for line, top, more, looked in zip(lines, tops, wanted, looks, strict=True)
+        ]
+    return [_result(line, looked, sampler.eps) for line, looked in zip(lines, looks, strict=True)]
 
 
 def follow_up(
@@ -109,7 +113,7 @@ def follow_up(
     lines = [Line(d, sampler.resolution(d)) for d in directions]
     wanted = [ladder.follow_up(steps, known.step) for _ in lines]
     _extend(sampler, lines, wanted, purpose)
-    return [_result(line, steps.top, sampler, known) for line in lines]
+    return [_result(line, view(line, steps.top, sampler, known), sampler.eps, known) for line in lines]
 
 
 def _extend(sampler: Sampler, lines: Sequence[Line], wanted: Sequence[Array], purpose: str) -> None:
@@ -126,11 +130,10 @@ def _extend(sampler: Sampler, lines: Sequence[Line], wanted: Sequence[Array], pu
         start = stop
 
 
-def _further(line: Line, top: float, steps: Ladder, sampler: Sampler) -> Array:
+def _further(line: Line, looked: View, steps: Ladder, eps: float) -> Array:
     """Where the next round should look, if this line is not resolved."""
-    looked = view(line, top, sampler)
     best, seen = looked.best, looked.seen
-    target = _TARGET_DOUBLE if sampler.eps < _SINGLE else _TARGET_SINGLE
+    target = _TARGET_DOUBLE if eps < _SINGLE else _TARGET_SINGLE
     if best is not None and best.bound <= target * abs(best.value):
         return np.zeros(0)
     if looked.lost and len(seen.steps) < ENOUGH:
@@ -152,9 +155,7 @@ def _further(line: Line, top: float, steps: Ladder, sampler: Sampler) -> Array:
     return ladder.between(float(seen.steps[above + 1]), float(seen.steps[above]))
 
 
-def _result(line: Line, top: float, sampler: Sampler, known: Known | None = None) -> DerivativeEstimate:
-    eps = sampler.eps
-    looked = view(line, top, sampler, known)
+def _result(line: Line, looked: View, eps: float, known: Known | None = None) -> DerivativeEstimate:
     best = looked.best
     if best is None:
         return DerivativeEstimate(

@@ -124,10 +124,7 @@ def side(steps: Array, values: Array, base: float, sigma: float, eps: float, sig
 def candidates(series: Series, eps: float) -> list[Candidate]:
     """All windows and numbers of terms that have both neighbours."""
     n = int((series.steps > 0).sum())
-    most = len(series.powers)
-    fits = {
-        (i, m): _coefficient(series, i, m) for i in range(n) for m in range(series.least, min(n - i, _WIDEST, most) + 1)
-    }
+    fits = {(i, m): fit for i in range(n) for m, fit in enumerate(_window(series, i, n - i), start=series.least)}
     found = []
     for (i, m), fit in fits.items():
         shorter, richer = fits.get((i + 1, m)), fits.get((i, m + 1))
@@ -163,39 +160,61 @@ def _spread(size: Array, sigma: float, eps: float) -> Array:
     return np.maximum(sigma, 0.5 * eps * size)
 
 
-def _coefficient(series: Series, start: int, terms: int) -> tuple[float, float, float] | None:
-    """Coefficient, standard deviation and misfit from the window that starts at one level; None if it is degenerate."""
+def _window(series: Series, start: int, n_levels: int) -> list[tuple[float, float, float] | None]:
+    """Coefficient, standard deviation and misfit with each number of terms from ``least`` on; None: degenerate.
+
+    Args:
+        series: the values.
+        start: the level at which the window starts.
+        n_levels: from there on, the base point not counted.
+    """
     window = slice(start, start + _WIDEST)
     unit = series.steps[start]
     x = (series.steps[window] / unit)[:, None]
-    solved = _weighted(x ** np.array(series.powers[:terms]), series.values[window], series.spread[window])
-    if solved is None:
-        return None
-    value, deviation, chi2 = solved
+    most = min(n_levels, _WIDEST, len(series.powers))
+    solved = _weighted(x ** np.array(series.powers[:most]), series.values[window], series.spread[window])
+    # with m terms, the check has m + 1
+    other: list[tuple[float, float, float] | None] = [None] * most
     if series.check is not None:
         values, powers = series.check
-        other = _weighted(x ** np.array(powers[: terms + 1]), values[window], series.spread[window])
-        chi2 = chi2 if other is None else max(chi2, other[2])
+        other = _weighted(x ** np.array(powers[: most + 1]), values[window], series.spread[window])[1:]
     scale = unit ** series.powers[0]
-    misfit = max(1.0, float(np.sqrt(chi2)))
-    return value / scale, deviation * misfit / scale, misfit
+    found: list[tuple[float, float, float] | None] = []
+    for fit, check in list(zip(solved, other, strict=True))[series.least - 1 :]:
+        if fit is None:
+            found.append(None)
+            continue
+        value, deviation, chi2 = fit
+        misfit = max(1.0, float(np.sqrt(chi2 if check is None else max(chi2, check[2]))))
+        found.append((value / scale, deviation * misfit / scale, misfit))
+    return found
 
 
-def _weighted(design: Array, values: Array, spread: Array) -> tuple[float, float, float] | None:
-    """First coefficient, its standard deviation, and chi^2 per degree of freedom (0 where there is none)."""
+def _weighted(design: Array, values: Array, spread: Array) -> list[tuple[float, float, float] | None]:
+    """The fits with the first column of the design, the first two, and so on; None: degenerate.
+
+    Of each the first coefficient, its standard deviation, and chi^2 per degree of freedom (0 where there is none). One
+    factorisation serves them all: its leading parts are those of the leading columns.
+    """
     n, m = design.shape
-    if n < m:
-        return None
     weights = 1 / np.maximum(spread, _NO_SPREAD)
     scaled = design * weights[:, None]
     lengths = np.sqrt((scaled * scaled).sum(axis=0))
-    q, r = np.linalg.qr(scaled / lengths)
-    diagonal = np.abs(np.diag(r))
-    if not diagonal.min() > _RANK * diagonal.max():
-        return None
-    inverse = np.linalg.solve(r, np.eye(m))
-    coefficients = inverse @ (q.T @ (values * weights))
-    rest = values * weights - (scaled / lengths) @ coefficients
-    chi2 = float(rest @ rest) / (n - m) if n > m else 0.0
-    deviation = float(np.sqrt((inverse[0] ** 2).sum()))
-    return float(coefficients[0] / lengths[0]), deviation / float(lengths[0]), chi2
+    unit = scaled / lengths
+    q, r = np.linalg.qr(unit)
+    diagonal = np.abs(r.diagonal())
+    usable = np.minimum.accumulate(diagonal) > _RANK * np.maximum.accumulate(diagonal)
+    k = int(usable.sum())
+    if k == 0:
+        return [None] * m
+    inverse = np.linalg.solve(r[:k, :k], np.eye(k))
+    wanted = values * weights
+    # column j: the coefficients of the fit with j + 1 terms
+    coefficients = np.cumsum(inverse * (q[:, :k].T @ wanted), axis=1)
+    rest = wanted[:, None] - unit[:, :k] @ coefficients
+    squares = (rest * rest).sum(axis=0)
+    deviations = np.sqrt(np.cumsum(inverse[0] ** 2)) / lengths[0]
+    chi2 = squares / np.maximum(n - np.arange(1, k + 1), 1)
+    chi2[n - 1 :] = 0.0
+    fits = zip((coefficients[0] / lengths[0]).tolist(), deviations.tolist(), chi2.tolist(), strict=True)
+    return [*fits, *[None] * (m - k)]

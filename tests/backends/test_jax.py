@@ -23,8 +23,9 @@ from tests.backends.test_networks import assert_close
 X = np.array([0.5, -1.5, 2.0], np.float32)
 
 
-def case(n_steps, *, dtype="float64", activation="tanh", outputs="all"):
-    spec = RecurrentSpec(n_features=2, n_classes=3, activation=activation, outputs=outputs)
+def case(n_steps, *, dtype="float64", activation="tanh", outputs="all", **options):
+    sizes = {"n_features": 2, "n_classes": 3} | options
+    spec = RecurrentSpec(**sizes, activation=activation, outputs=outputs)
     rng = np.random.default_rng(1)
     weights = {name: (0.7 * rng.standard_normal(shape)).astype(dtype) for name, shape in spec.shapes().items()}
     return spec, weights, random_sequences(spec, n_sequences=2, n_steps=n_steps, seed=1, dtype=dtype)
@@ -267,12 +268,26 @@ if "jax" in conftest.tested():
         assert loss != first.loss(weights)
         assert loss == pytest.approx(second.loss(doubled), rel=1e-14)
         assert second.with_truncation(tail(11)).value_and_grad(doubled)[0] == pytest.approx(loss, rel=1e-14)
-        second.with_truncation(tail(4)).loss(doubled)  # the loss does not depend on the truncation
+        second.with_truncation(tail(6)).loss(doubled)  # the loss does not depend on the truncation
         assert not walks
-        second.with_truncation(tail(4)).value_and_grad(doubled)
+        second.with_truncation(tail(6)).value_and_grad(doubled)
         assert walks
 
     # networks
+
+    @pytest.mark.parametrize("learn", [True, False])
+    @pytest.mark.parametrize("n_classes", [1, cells.FEW_UNITS, cells.FEW_UNITS + 1])
+    def test_copies_side_by_side_or_mapped_are_a_loop(n_classes, learn):
+        spec, weights, data = case(70, n_classes=n_classes, learn_initial_state=learn)
+        points = points_along(weights, 5)
+        held = backend.recurrent_model(spec, weights, data, tail(4)).frozen()
+        for model in (
+            held,
+            backend.recurrent_model(spec, weights, data, none()),
+            backend.dense_model(spec, weights, data),
+        ):
+            alone = [model.loss(displace(model.parameters(), point)) for point in points]
+            np.testing.assert_allclose(model.along(points), alone, rtol=1e-14)
 
     @pytest.mark.parametrize("n_steps", [64, 521])
     def test_blocks_of_steps_are_seamless(n_steps):

@@ -77,7 +77,6 @@ def test_chunks_are_saw_teeth():
     assert right == [9, 10, 11, 12]  # the last block loses nothing
     gap = np.abs(view.ratio - 1)
     assert gap[3] > 1.5 * gap[:3].max()  # the last step of a block loses most
-    assert gap[7] > 1.5 * gap[4:7].max()
 
 
 def test_a_window_is_a_band():

@@ -1,8 +1,12 @@
-"""The dense and the recurrent layers in JAX, pure functions of one network; vmap makes them many.
+"""The dense and the recurrent layers in JAX, pure functions of one network, or of K small ones side by side.
 
 Layout: time first, sequences innermost, (T, H, N): the softmax over few classes is vectorised on a CPU. Time is walked
 by a scan over blocks of steps: memory does not grow with T where only the loss is wanted, and float32 sums over steps,
 forward and backward, are sums of short sums.
+
+K networks of the same sequences, `side_by_side`, are one of K * N sequences with weights of their own. Under vmap,
+which puts the copies first, the innermost loops are as short as N, and a batch takes half as long again. It is for the
+plain Elman layer with few units; all else, and its matrix products, need vmap.
 """
 
 from __future__ import annotations
@@ -21,15 +25,18 @@ from gradaudit.recurrent.cells import State, begin, end, prepared, step
 from gradaudit.recurrent.spec import Layer
 
 __all__ = [
+    "FEW_UNITS",
     "Reduce",
     "States",
     "Steps",
     "Weights",
+    "columns",
     "dense",
     "entropies",
     "keep",
     "outputs",
     "read",
+    "side_by_side",
     "total",
     "walk",
     "working_bytes",
@@ -38,7 +45,7 @@ __all__ = [
 Weights: TypeAlias = dict[str, jax.Array]
 #: By layer and component, (H, N).
 States: TypeAlias = tuple[State, ...]
-#: What is kept of the losses (B,) of a block of steps: `keep` or `total`.
+#: What is kept of the losses, (B,) or (B, K), of a block of steps: `keep` or `total`.
 Reduce: TypeAlias = Callable[[jax.Array], jax.Array]
 
 #: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
@@ -46,7 +53,7 @@ _BLOCK = 256
 #: Arrays of the size of one block of outputs that are alive at once.
 _LIVE_BLOCKS = 4
 #: Up to so many units h @ R is written out.
-_FEW_UNITS = 8
+FEW_UNITS = 8
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda a: a,
     "tanh": jnp.tanh,
@@ -89,13 +96,37 @@ class Steps(NamedTuple):
         return Steps(*(None if array is None else change(array) for array in self))
 
 
+def side_by_side(stacked: Weights, n_sequences: int) -> Weights:
+    """The weights (K, ...) of K networks with one of their sequences in each column, (..., K * N); W stays stacked."""
+    wide = {n: jnp.repeat(jnp.moveaxis(w, 0, -1), n_sequences, axis=-1) for n, w in stacked.items()}
+    return wide | {"W": stacked["W"]}
+
+
+def columns(weights: jax.Array, n_axes: int) -> jax.Array:
+    """Weights with columns: one for all sequences, unless each has its own."""
+    return weights if weights.ndim > n_axes else weights[..., None]
+
+
+def _copies(weights: Weights) -> tuple[int, ...]:
+    """(K,) where K networks stand side by side, otherwise ()."""
+    return weights["W"].shape[:-2] if "W" in weights else ()
+
+
+def _tiled(array: jax.Array, copies: tuple[int, ...]) -> jax.Array:
+    """(..., N) as (..., K * N)."""
+    return jnp.tile(array, copies[0]) if copies else array
+
+
 def keep(losses: jax.Array) -> jax.Array:
-    """All the losses, (n,) as they are."""
+    """All the losses, (n,) or (n, K), as they are."""
     return losses
 
 
 def total(losses: jax.Array) -> jax.Array:
-    """Their sum, (1,), added in pairs: the rounding error grows with log n. XLA adds one after the other on a CPU."""
+    """Their sum, (1,) or (1, K), added in pairs: the rounding error grows with log n.
+
+    XLA adds one after the other on a CPU.
+    """
     while (n := losses.shape[0]) > 1:
         half = n // 2
         losses = jnp.concatenate([losses[:half] + losses[half : 2 * half], losses[2 * half :]])
@@ -141,11 +172,11 @@ class JaxOps:
 
     def product(self, weights: jax.Array, state: jax.Array) -> jax.Array:
         """R^T h, (G H, N)."""
-        if weights.shape[0] > _FEW_UNITS:
+        if weights.shape[0] > FEW_UNITS:
             # accelerators would otherwise round float32 factors to fewer digits than the audit resolves
             return jnp.matmul(weights.T, state, precision=lax.Precision.HIGHEST)
-        # small products, many side by side under vmap, are faster as sums: they become one loop with what follows
-        return (weights[:, :, None] * state[:, None, :]).sum(axis=0)
+        # small products, many side by side, are faster as sums: they become one loop with what follows
+        return (columns(weights, 2) * state[:, None, :]).sum(axis=0)
 
     def affine(self, source: jax.Array, weights: jax.Array, state: jax.Array) -> jax.Array:
         """Source + R^T h."""
@@ -180,9 +211,10 @@ def outputs(
 
 def _sources(weights: Weights, layer: Layer, inputs: jax.Array, below: jax.Array | None) -> jax.Array:
     """X @ W + b, (B, G H, N)."""
-    weight, bias = weights["W" + layer.suffix], weights["b" + layer.suffix][:, None]
+    weight, bias = weights["W" + layer.suffix], columns(weights["b" + layer.suffix], 1)
     if below is None:
-        return jnp.einsum("tnd,dh->thn", inputs, weight, precision=lax.Precision.HIGHEST) + bias
+        products = jnp.einsum("tnd,...dh->th...n", inputs, weight, precision=lax.Precision.HIGHEST)
+        return products.reshape(*products.shape[:2], -1) + bias
     return jnp.einsum("tdn,dh->thn", below, weight, precision=lax.Precision.HIGHEST) + bias
 
 
@@ -195,7 +227,8 @@ def _layer(
     steps: Steps,
     sources: jax.Array,
 ) -> tuple[State, State]:
-    own = prepared(spec, layer, _OPS, weights)
+    own, copies = prepared(spec, layer, _OPS, weights), _copies(weights)
+    given = [None if a is None else _tiled(a, copies) for a in (steps.mask, steps.weights, steps.held)]
 
     def one(state: State, at: tuple[Any, ...]) -> tuple[State, State]:
         source, mask, weight, held = at
@@ -206,7 +239,7 @@ def _layer(
             after = end(state, after, mask, jnp.where)
         return after, after
 
-    result: tuple[State, State] = lax.scan(one, state, (sources, steps.mask, steps.weights, steps.held))
+    result: tuple[State, State] = lax.scan(one, state, (sources, *given))
     return result
 
 
@@ -231,12 +264,14 @@ def read(spec: RecurrentSpec, weights: Weights, top: jax.Array, *, reverse: bool
     return logits if reverse else logits + weights["c"][:, None]
 
 
-def entropies(spec: RecurrentSpec, outputs_: jax.Array, steps: Steps) -> jax.Array:
-    """What each step adds to the loss, (B,), from outputs (B, C, N)."""
+def entropies(spec: RecurrentSpec, weights: Weights, outputs_: jax.Array, steps: Steps) -> jax.Array:
+    """What each step adds to the loss, (B,) or (B, K), from outputs (B, C, N) or (B, C, K * N)."""
+    copies = _copies(weights)
+    labels, loss_weights = _tiled(steps.labels, copies), _tiled(steps.loss_weights, copies)
     # what weighs nothing adds exactly nothing, not even where its cross-entropy is infinite: 0 * inf is NaN
-    outputs_ = jnp.where(steps.loss_weights[:, None] == 0, 1, outputs_)
+    outputs_ = jnp.where(loss_weights[:, None] == 0, 1, outputs_)
     # compared, not indexed: the derivative of indexing is a scatter, slow on a CPU
-    chosen = steps.labels[:, None, :] == jnp.arange(outputs_.shape[1], dtype=steps.labels.dtype)[:, None]
+    chosen = labels[:, None, :] == jnp.arange(outputs_.shape[1], dtype=labels.dtype)[:, None]
     picked = jnp.where(chosen, outputs_, 0).sum(axis=1)
     each = -jnp.log(picked) if spec.gives_probabilities else jax.nn.logsumexp(outputs_, axis=1) - picked
-    return (steps.loss_weights * each).sum(axis=-1)
+    return (loss_weights * each).reshape(-1, *copies, steps.labels.shape[1]).sum(axis=-1)

@@ -77,21 +77,29 @@ class Programs:
         function: (parameters, further arguments) -> one number, pure.
         jit: compile them.
         forward: programs of a function with the same values, to be used where no derivative is wanted.
+        batched: (stacked parameters, further arguments) -> their losses; by default vmap's.
     """
 
-    def __init__(self, function: Callable[..., Any], *, jit: bool = True, forward: Programs | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        jit: bool = True,
+        forward: Programs | None = None,
+        batched: Callable[..., Any] | None = None,
+    ) -> None:
         def loss(parameters: Any, *arguments: Any) -> Any:
             return _one_number(function(parameters, *arguments))
 
         def jvp(parameters: Any, tangents: Any, *arguments: Any) -> Any:
             return jax.jvp(lambda p: loss(p, *arguments), (parameters,), (tangents,))[1]
 
-        def batched(stacked: Any, *arguments: Any) -> Any:
+        def mapped(stacked: Any, *arguments: Any) -> Any:
             return jax.vmap(lambda p: loss(p, *arguments))(stacked)
 
         self.function: Callable[..., Any] = loss
         self.loss: _Program = _Program(loss, jit=jit) if forward is None else forward.loss
-        self.batched: _Program = _Program(batched, jit=jit) if forward is None else forward.batched
+        self.batched: _Program = _Program(batched or mapped, jit=jit) if forward is None else forward.batched
         self.value_and_grad = _Program(jax.value_and_grad(loss), jit=jit)
         self.jvp = _Program(jvp, jit=jit)
 

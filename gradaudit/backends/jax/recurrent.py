@@ -50,6 +50,17 @@ class _Objective:
         """The mean cross-entropy."""
         return self._run(weights, data, self._begun(weights, data))[0]
 
+    def batched(self, stacked: cells.Weights, data: _Data) -> jax.Array:
+        """That of K networks, (K,)."""
+        spec = self.spec
+        plain = spec.cell == "elman" and spec.n_layers == 1 and spec.n_hidden is None
+        if not plain or spec.width > cells.FEW_UNITS:
+            return jax.vmap(lambda weights: self(weights, data))(stacked)
+        n_copies = stacked["b"].shape[0]
+        weights = cells.side_by_side(stacked, data.live.shape[0])
+        many = data._replace(state=jnp.tile(data.state, n_copies), live=jnp.tile(data.live, n_copies))
+        return self._run(weights, many, self._begun(weights, many))[0]
+
     def step_losses(self, weights: cells.Weights, data: _Data) -> jax.Array:
         """What each step adds to it, (T,)."""
         return self._losses(weights, data, cells.keep, self._begun(weights, data))[1]
@@ -88,7 +99,9 @@ class _Objective:
         given = jnp.split(data.state, self.spec.n_layers * n)
         if self.learned:
             names = self.spec.initial_states(reverse=reverse)
-            given = [jnp.where(data.live, weights[name][:, None], c) for name, c in zip(names, given, strict=True)]
+            given = [
+                jnp.where(data.live, cells.columns(weights[name], 1), c) for name, c in zip(names, given, strict=True)
+            ]
         return tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
 
     def _parts(self, state: jax.Array) -> cells.States:
@@ -104,7 +117,7 @@ class _Objective:
         if self.feed_forward:
 
             def dense(carry: cells.States, steps: cells.Steps) -> tuple[cells.States, jax.Array]:
-                return carry, reduce(cells.entropies(spec, cells.dense(spec, weights, steps), steps))
+                return carry, reduce(cells.entropies(spec, weights, cells.dense(spec, weights, steps), steps))
 
             return cells.walk(dense, begun, steps)
         if self.both_ways:
@@ -114,7 +127,7 @@ class _Objective:
             states, kept = cells.outputs(spec, weights, states, steps, reverse=self.reverse)
             outputs = cells.read(spec, weights, kept[-1][0], reverse=self.reverse)
             outputs = outputs if steps.offset is None else outputs + steps.offset
-            return states, reduce(cells.entropies(spec, outputs, steps))
+            return states, reduce(cells.entropies(spec, weights, outputs, steps))
 
         return cells.walk(block, begun, steps)
 
@@ -134,7 +147,7 @@ class _NetworkPrograms:
     """All programs of one objective."""
 
     def __init__(self, objective: _Objective) -> None:
-        self.model: Programs = Programs(objective)
+        self.model: Programs = Programs(objective, batched=objective.batched)
         self.step_losses: _Jitted = jax.jit(objective.step_losses)
         self.states: _Jitted = jax.jit(objective.states)
         self.pulled: Callable[..., Any] = jax.jit(objective.pulled)
