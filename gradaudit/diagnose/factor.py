@@ -18,8 +18,8 @@ _NAMED = 2e-3
 _NO_FACTOR = 1e-4
 #: One line always fits one number; a second one does not by chance, unless there is only one entry.
 _LEAST_LINES = 2
-#: Thresholds that people choose: these times a power of ten. Met this closely they are no chance. Both 1 and 10: rounding
-#: may leave a threshold on either side of its power of ten.
+#: Thresholds that people choose: these times a power of ten. Met this closely they are no chance. Both 1 and 10:
+#: rounding may leave a threshold on either side of its power of ten.
 _ROUND = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 8.0, 10.0)
 _MET = 1e-5
 #: Nearer to 1 than this a factor needs more digits.
