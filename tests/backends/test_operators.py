@@ -75,6 +75,19 @@ class TestOperators:
         assert report.part("reverse").findings[0].code == "GA501"
         assert "programs.py" in report.part("reverse").findings[0].title
 
+    @pytest.mark.parametrize("wrong", [1, 5])
+    def test_a_rule_tells_the_entries_of_a_small_tensor(self, name, wrong):
+        """They are compared with those of the rule's replacement, and cost nothing."""
+        own = programs.words(name)
+        factor = np.where(np.arange(5) < wrong, 1.1, 1.0)
+        rule = own.with_vjp(lambda own, x: own.sin(x), lambda own, x, g: g * own.cos(x) * own.constant(factor, x))
+        report = audit_operator(rule, given(name, X[0], "float64"), modes=["reverse"])
+        # baseline 3; the one input 21, and along a fresh direction 8
+        assert report.evaluations == 3 + 21 + 8
+        (result,) = report.parts[0].parameters
+        assert [v is Verdict.DISAGREE for v in result.entries.verdict] == [i < wrong for i in range(5)], str(report)
+        np.testing.assert_allclose(result.analytic / result.numeric, factor, rtol=1e-9)
+
     def test_a_rule_that_ignores_its_cotangent(self, name):
         """``sum`` hands over ones: only other cotangents show it."""
         own = programs.words(name)
