@@ -206,9 +206,12 @@ def _parameter(spec: ParameterSpec, judged: Measurement | None, evidence: Eviden
             missing=missing,
         )
     entries = _entries(spec, judged.of(spec.name, entries=True), judged.verdicts[spec.name])
+    ratio = least_squares_ratio(directions + judged.of(spec.name, entries=True))
     if spec.name in judged.unread and spec.name in evidence.right and plan.is_small(spec.size):
         assert gradient is not None  # it was compared with the right one
         entries = _entries_beside(gradient, evidence.right[spec.name])
+        square = float(np.square(entries.numeric).sum())
+        ratio = float(np.dot(entries.analytic, entries.numeric)) / square if square > 0 else float("nan")
     if entries is not None:
         analytic, numeric = np.array(entries.analytic), np.array(entries.numeric)
         sizes = norm, float(np.linalg.norm(numeric))
@@ -225,7 +228,7 @@ def _parameter(spec: ParameterSpec, judged: Measurement | None, evidence: Eviden
         analytic_size=sizes[0],
         numeric_size=sizes[1],
         relative_error=relative,
-        ratio=least_squares_ratio(directions + judged.of(spec.name, entries=True)),
+        ratio=ratio,
         resolution=judged.resolutions[spec.name],
         missing=missing,
         entries=entries,

@@ -247,7 +247,7 @@ def _random_gaps(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | Non
 
     In a tensor of very few entries directions are too much alike; one along the gradient is not random.
     """
-    smooth = all(line.estimate.status in ("converged", "noise-limited") for line, _ in pairs)
+    smooth = all(line.estimate.smooth for line, _ in pairs)
     if gradient is None or gradient.size < _INDEPENDENT or not smooth:
         return []
     looks = [c for _, c in pairs if c.direction.entry is None and c.direction.signs is None]
@@ -261,7 +261,7 @@ def _whole_wrong(pairs: Sequence[tuple[Line, Comparison]]) -> bool:
     if not pairs:
         return False
     line, c = pairs[0]
-    return line.full and c.verdict is Verdict.DISAGREE and line.estimate.status in ("converged", "noise-limited")
+    return line.full and c.verdict is Verdict.DISAGREE and line.estimate.smooth
 
 
 def _proofs(pairs: Sequence[tuple[Line, Comparison]]) -> set[int]:

@@ -109,12 +109,16 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     unread: list[str] = []
     double, complete = source.dtype == "float64", True
     try:
-        lines += _full(sampler, [plan.whole_model(lengths, options.seed, double=double)])
+        (first,) = _full(sampler, [plan.whole_model(lengths, options.seed)])
+        # the same seed draws the same direction: that of the only tensor has been measured
+        alone = double and len(lengths) == 1 and first.estimate.smooth
+        lines.append(replace(first, probe=replace(first.probe, tensor=next(iter(lengths)))) if alone else first)
         seen = judge(lines, gradients, source, options)
         # nothing cancels along the gradient, which finds what is faint; what the first look sees is not
         signs = plan.along_signs(lengths, usable, options.seed)
         faint = seen.comparisons[0].verdict is not Verdict.DISAGREE or not double
-        probes = [*(signs if faint else []), *plan.second_stage(lengths, usable, options.seed, double=double)]
+        tensors = [] if alone else plan.second_stage(lengths, usable, options.seed, double=double)
+        probes = [*(signs if faint else []), *tensors]
         if options.entries:
             probes += plan.entries(parameters, lengths, list(parameters))
         ask = _cheap_looks(sampler, source.model, lines[0], budget)

@@ -64,10 +64,9 @@ def _scale(size: Array, typical: float) -> float | Array:
     return typical
 
 
-def whole_model(lengths: dict[str, float | Array], seed: int, *, double: bool) -> Probe:
-    """All tensors at once: one error anywhere shows. Where there is one tensor, this is its own direction."""
-    alone = next(iter(lengths)) if double and len(lengths) == 1 else None
-    return Probe(random_direction(alone or "whole model", lengths, seed), alone)
+def whole_model(lengths: dict[str, float | Array], seed: int) -> Probe:
+    """All tensors at once: one error anywhere shows."""
+    return Probe(random_direction("whole model", lengths, seed), None)
 
 
 def along_signs(lengths: dict[str, float | Array], gradients: Gradients, seed: int) -> list[Probe]:
@@ -86,8 +85,7 @@ def second_stage(lengths: dict[str, float | Array], gradients: Gradients, seed: 
     """
     names = list(lengths)
     if double:
-        # the first estimate was along the only tensor's own direction
-        return tensors(lengths, names, seed) if len(names) > 1 else []
+        return tensors(lengths, names, seed)
     probes: list[Probe] = []
     for i in range(_SINGLE_DIRECTIONS):
         probes += tensors(lengths, names, seed + _STRIDE * i)

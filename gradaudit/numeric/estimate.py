@@ -79,6 +79,11 @@ class DerivativeEstimate:
     nearby: float = 0.0
     bend: float = _TOP
 
+    @property
+    def smooth(self) -> bool:
+        """Nothing was seen that makes the loss other than smooth here."""
+        return self.status in ("converged", "noise-limited")
+
 
 def estimate(sampler: Sampler, directions: Sequence[Direction], purpose: str) -> list[DerivativeEstimate]:
     """Full estimates, 21 evaluations a direction in the first round, in one request for all of them.
