@@ -260,7 +260,7 @@ def run(name, dtypes, part, own):
     framework = FRAMEWORKS[name]()
     listed = [case for case in cases(name) if part in case.name]
     tallies = defaultdict(Tally)
-    fewer = defaultdict(lambda: [0, 0])
+    fewer = defaultdict(lambda: np.zeros(4, int))
     for case in listed:
         function = eval(f"lambda {', '.join(n for n, _, _ in case.inputs)}: {case.expression}", dict(framework.names))
         for dtype in dtypes:
@@ -295,8 +295,8 @@ def run(name, dtypes, part, own):
                         other.right += passed == right
                         if passed != right:
                             other.wrong.append(case.name)
-                        fewer[dtype, version, checker][0] += report.evaluations < calls
-                        fewer[dtype, version, checker][1] += 1
+                        took = np.array([report.evaluations < calls, 1])
+                        fewer[dtype, version, checker] += np.concatenate([took, took * (passed == right)])
     _print(name, len(listed), tallies, fewer)
 
 
@@ -315,10 +315,11 @@ def _print(name, n, tallies, fewer):
     for (dtype, version, checker), t in sorted(tallies.items(), key=order):
         mean = np.mean(t.evaluations) if t.evaluations else 0
         numbers = f"{t.right:6} {len(t.wrong):6} {len(t.open):5} {mean:12.0f} {t.seconds:8.1f}"
-        less, of = fewer.get((dtype, version, checker), (0, 0))
+        less, of, less_rightly, rightly = fewer.get((dtype, version, checker), (0, 0, 0, 0))
         if t.gradients:
             numbers += f"   and {np.mean(t.gradients):.1f} gradients"
         beside = f"   gradaudit took fewer in {less} of {of}" if of else ""
+        beside += f", and in {less_rightly} of the {rightly} that it judged rightly" if rightly < of else ""
         print(f"  {dtype:8} {version:10} {checker:18} {numbers}{beside}")
     for (dtype, version, checker), t in tallies.items():
         if checker == "gradaudit" and (t.wrong or t.open):

@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
 
 from gradaudit.arrays import Array, ParameterSpec
 from gradaudit.compare import Comparison, Verdict, worst
-from gradaudit.diagnose.evidence import Evidence, least_squares_ratio
+from gradaudit.diagnose.evidence import Evidence, least_squares_ratio, unequal
 from gradaudit.diagnose.explain import explain
 from gradaudit.errors import ModelContractError, OptionError
+from gradaudit.measure import plan
 from gradaudit.measure.baseline import Baseline, baseline
 from gradaudit.measure.beside import AtKink, judged_beside
 from gradaudit.measure.judgement import Measurement
@@ -54,8 +56,9 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
     budget = Budget(options.max_evaluations, progress)
     with preserved(model):
         evidence = _collect(model, options, budget)
-        judged = _judged(evidence)
         findings = explain(evidence)
+        judged = _judged(evidence)
+        entered = None if judged is None else evidence.entered(judged, judged.unread)
     return AuditReport(
         verdict=_verdict(evidence, judged),
         target=target,
@@ -63,7 +66,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         loss=float((evidence.at_kink or evidence).baseline.loss),
         dtype=str(evidence.baseline.loss.dtype),
         source=judged.source.name if judged is not None else "none taken",
-        parameters=_parameters(evidence, judged),
+        parameters=_parameters(evidence, entered),
         findings=findings,
         evaluations=budget.evaluations,
         gradients=budget.spent["gradient"],
@@ -151,18 +154,20 @@ def _verdict(evidence: Evidence, judged: Measurement | None) -> Verdict:
     return worst([judged.verdict, Verdict.AGREE if repeats else Verdict.INCONCLUSIVE])
 
 
+@cache
+def _own_version() -> str:
+    return version("gradaudit")
+
+
 def _environment(model: Model) -> dict[str, str]:
     own = dict(model.environment()) if isinstance(model, SupportsEnvironment) else {}
     python = ".".join(map(str, sys.version_info[:3]))
-    return own | {"gradaudit": version("gradaudit"), "numpy": np.__version__, "python": python}
+    return own | {"gradaudit": _own_version(), "numpy": np.__version__, "python": python}
 
 
 def _parameters(evidence: Evidence, judged: Measurement | None) -> tuple[ParameterResult, ...]:
     base = evidence.baseline
-    results = [
-        _placed(_parameter(spec, base.gradients[spec.name], judged), base, evidence.places.get(spec.name))
-        for spec in base.specs
-    ]
+    results = [_placed(_parameter(spec, judged, evidence), base, evidence.places.get(spec.name)) for spec in base.specs]
     severity = list(Verdict)
     return tuple(sorted(results, key=lambda p: (-severity.index(p.verdict), -_sortable(p.relative_error))))
 
@@ -182,7 +187,8 @@ def _sortable(value: float) -> float:
     return value if np.isfinite(value) else float("inf")
 
 
-def _parameter(spec: ParameterSpec, gradient: Array | None, judged: Measurement | None) -> ParameterResult:
+def _parameter(spec: ParameterSpec, judged: Measurement | None, evidence: Evidence) -> ParameterResult:
+    gradient = evidence.baseline.gradients[spec.name]
     norm = 0.0 if gradient is None else float(np.linalg.norm(gradient.astype(np.float64)))
     missing = gradient is None
     directions = judged.of(spec.name) if judged is not None else []
@@ -200,6 +206,12 @@ def _parameter(spec: ParameterSpec, gradient: Array | None, judged: Measurement 
             missing=missing,
         )
     entries = _entries(spec, judged.of(spec.name, entries=True), judged.verdicts[spec.name])
+    ratio = least_squares_ratio(directions + judged.of(spec.name, entries=True))
+    if spec.name in judged.unread and spec.name in evidence.right and plan.is_small(spec.size):
+        assert gradient is not None  # it was compared with the right one
+        entries = _entries_beside(gradient, evidence.right[spec.name])
+        square = float(np.square(entries.numeric).sum())
+        ratio = float(np.dot(entries.analytic, entries.numeric)) / square if square > 0 else float("nan")
     if entries is not None:
         analytic, numeric = np.array(entries.analytic), np.array(entries.numeric)
         sizes = norm, float(np.linalg.norm(numeric))
@@ -216,10 +228,22 @@ def _parameter(spec: ParameterSpec, gradient: Array | None, judged: Measurement 
         analytic_size=sizes[0],
         numeric_size=sizes[1],
         relative_error=relative,
-        ratio=least_squares_ratio(directions + judged.of(spec.name, entries=True)),
+        ratio=ratio,
         resolution=judged.resolutions[spec.name],
         missing=missing,
         entries=entries,
+    )
+
+
+def _entries_beside(gradient: Array, right: Array) -> Entries:
+    """The entries beside those of a gradient that an experiment has shown to be right."""
+    analytic, numeric = (np.asarray(g, np.float64).ravel() for g in (gradient, right))
+    bound = float(unequal(gradient) * np.abs(analytic - numeric).max())
+    return Entries(
+        analytic=tuple(analytic.tolist()),
+        numeric=tuple(numeric.tolist()),
+        bound=(bound,) * gradient.size,
+        verdict=tuple(Verdict.DISAGREE if wrong else Verdict.AGREE for wrong in np.abs(analytic - numeric) > bound),
     )
 
 

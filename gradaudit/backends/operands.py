@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -19,7 +20,7 @@ __all__ = [
     "WithGradient",
     "apart",
     "cotangent",
-    "first_line",
+    "in_short",
     "named",
     "of_output",
     "offset",
@@ -29,6 +30,8 @@ __all__ = [
 REAL, IMAGINARY = ".real", ".imag"
 #: A sum below this share of the size of its terms has nearly cancelled.
 _CANCELLED = 0.1
+#: How the error itself stands below such a traceback.
+_RAISED = re.compile(r" {4}\w+: ")
 
 #: parameters -> (loss, gradients)
 Gradient = Callable[[NamedArrays], tuple[Scalar, Gradients]]
@@ -78,9 +81,10 @@ def apart(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return parts
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, in short."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def in_short(error: Exception) -> str:
+    """What an error says, in short; below the traceback that a `tf.function` writes into it."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return next((line.strip() for line in lines if _RAISED.match(line)), lines[0])
 
 
 def offset(pairs: Sequence[tuple[Array, Array]]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any, TypeVar, cast
@@ -70,10 +71,16 @@ def installed_version(name: str) -> str | None:
         return None
     for distribution in spec.distributions:
         try:
-            return metadata.version(distribution)
+            return _version(distribution)
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+@cache
+def _version(distribution: str) -> str:
+    # read once: it takes as long as auditing a small operator
+    return metadata.version(distribution)
 
 
 def get(name: str) -> Backend:

@@ -16,7 +16,7 @@ from gradaudit.measure.baseline import Baseline, gradient_at, gradient_of
 from gradaudit.measure.beside import AtKink
 from gradaudit.measure.judgement import Measurement, judge
 from gradaudit.measure.localise import Located
-from gradaudit.measure.measurement import further, locate, measured
+from gradaudit.measure.measurement import further, locate, measured, with_entries
 from gradaudit.measure.plan import Probe, scales
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
@@ -33,7 +33,7 @@ from gradaudit.protocols import (
 from gradaudit.recurrent import Truncation, none
 from gradaudit.sites import CustomRule, Cut, Origin
 
-__all__ = ["Evidence", "Tried", "least_squares_ratio"]
+__all__ = ["Evidence", "Tried", "least_squares_ratio", "unequal"]
 
 #: A loss with held values is the same at the base point, up to so many eps.
 _SAME = 64.0
@@ -66,6 +66,7 @@ class Evidence:
         budget: experiments are charged to it.
         explained: tensors for which a cause has been found.
         places: where wrong tensors are wrong, as far as a rule asked.
+        right: gradients of wrong tensors that an experiment has shown to be right.
     """
 
     model: Model
@@ -78,6 +79,7 @@ class Evidence:
     budget: Budget
     explained: set[str] = field(default_factory=set)
     places: dict[str, Located | None] = field(default_factory=dict)
+    right: dict[str, Array] = field(default_factory=dict)
 
     @property
     def truncation(self) -> Truncation | None:
@@ -218,6 +220,7 @@ class Evidence:
     def place(self, name: str) -> Located | None:
         """The experiment: where a wrong tensor is wrong, by its entries if they were read, else by group tests."""
         if name not in self.places and self.total is not None:
+            self._read([name])
             read = self.total.of(name, entries=True)
             try:
                 self.places[name] = _by_entries(read) if read else self._located(name)
@@ -230,9 +233,21 @@ class Evidence:
         for name in names:
             g, other = self.baseline.gradients[name], right[name]
             if g is not None and other is not None and name not in self.places:
-                self.places[name] = _by_difference(
-                    np.asarray(g, np.float64) - np.asarray(other, np.float64), eps(g.dtype)
-                )
+                self.right[name] = other
+                self.places[name] = _by_difference(np.asarray(g, np.float64) - other, unequal(g))
+
+    def _read(self, names: Sequence[str]) -> None:
+        """Have the entries of small tensors read that wait for a rule to ask: no experiment has told them."""
+        if self.total is not None:
+            self.total = self.entered(self.total, names)
+
+    def entered(self, measured: Measurement, names: Sequence[str]) -> Measurement:
+        """The same with the entries of these small tensors, but for those that an experiment has told."""
+        unread = [name for name in measured.unread if name in names and name not in self.right]
+        try:
+            return with_entries(measured, self.baseline.gradients, unread, self.options, self.budget)
+        except Stop:
+            return measured
 
     def _located(self, name: str) -> Located | None:
         assert self.total is not None  # see place
@@ -247,14 +262,20 @@ class Evidence:
 
     def lines(self, names: list[str]) -> list[Comparison]:
         """All comparisons of these tensors, directions and entries."""
+        self._read(names)
         if self.total is None:
             return []
         return [c for name in names for entries in (False, True) for c in self.total.of(name, entries=entries)]
 
 
-def _by_difference(error: Array, unit: float) -> Located | None:
+def unequal(gradient: Array) -> float:
+    """Entries of a difference to a right gradient are errors beyond this share of the largest, else rounding."""
+    return float(np.sqrt(eps(gradient.dtype)))
+
+
+def _by_difference(error: Array, share: float) -> Located | None:
     """The entries of an error, the worst first; None where they are no few."""
-    wrong = np.abs(error) > np.sqrt(unit) * np.abs(error).max(initial=0.0)
+    wrong = np.abs(error) > share * np.abs(error).max(initial=0.0)
     n_wrong = int(wrong.sum())
     if not 0 < n_wrong <= _FEW * error.size:
         return None

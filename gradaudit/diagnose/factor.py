@@ -157,7 +157,7 @@ def clipped_by_value(evidence: Evidence) -> Finding | None:
 
 def _right_below(evidence: Evidence, name: str, limit: float) -> bool:
     """Whether the entries that were read and not clipped are right."""
-    read = [] if evidence.total is None else evidence.total.of(name, entries=True)
+    read = [c for c in evidence.lines([name]) if c.direction.entry is not None]
     return all(c.verdict is not Verdict.DISAGREE for c in read if abs(c.analytic) / c.direction.length < limit)
 
 

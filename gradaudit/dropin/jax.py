@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,6 @@ from gradaudit.dropin.translate import failures, significant
 from gradaudit.errors import NotOfferedError, OptionError
 
 __all__ = ["check_grads", "check_jvp", "check_vjp"]
-
-_MODES = {"fwd": "forward", "rev": "reverse", "lin": "forward"}
 
 
 def check_grads(
@@ -52,20 +50,17 @@ def check_grads(
 def _check_grads(
     f: Callable[..., Any], args: tuple[Any, ...], order: int, modes: Sequence[str], rtol: float | None, said: str
 ) -> None:
-    of = f" of {said}" if said else ""
-    if "fwd" in modes:
-        _audited(f, args, "forward", rtol, f"JVP{of}")
+    """Each mode of f, and f's derivative in that mode as a function of its own, up to the order."""
+    for mode in (mode for mode in _DERIVATIVES if mode in modes):
+        label, derivative = _DERIVATIVES[mode]
+        of = f"{label} of {said}" if said else label
+        taken = partial(derivative, f)
+        if mode == "lin":
+            check_jvp(f, taken, args, rtol=rtol, err_msg=of)
+        else:
+            _audited(f, args, "forward" if mode == "fwd" else "reverse", rtol, of)
         if order > 1:
-            _check_grads(partial(jax.jvp, f), (args, args), order - 1, modes, rtol, f"JVP{of}")
-    if "rev" in modes:
-        _audited(f, args, "reverse", rtol, f"VJP{of}")
-        if order > 1:
-            _check_grads(partial(_pulled_back, f), args, order - 1, modes, rtol, f"VJP{of}")
-    if "lin" in modes:
-        linear = partial(_linearized, f)
-        check_jvp(f, linear, args, rtol=rtol, err_msg=f"LIN{of}")
-        if order > 1:
-            _check_grads(linear, (args, args), order - 1, modes, rtol, f"LIN{of}")
+            _check_grads(taken, args if mode == "rev" else (args, args), order - 1, modes, rtol, of)
 
 
 def check_vjp(
@@ -164,3 +159,11 @@ def _pulled_back(f: Callable[..., Any], *args: Any) -> Any:
 def _linearized(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
     outputs, tangent_map = jax.linearize(f, *primals)
     return outputs, tangent_map(*tangents)
+
+
+#: By mode of `check_grads`: what it is called, and f -> the derivative that it makes.
+_DERIVATIVES: Mapping[str, tuple[str, Callable[..., Any]]] = {
+    "fwd": ("JVP", jax.jvp),
+    "rev": ("VJP", _pulled_back),
+    "lin": ("LIN", _linearized),
+}

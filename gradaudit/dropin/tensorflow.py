@@ -85,7 +85,7 @@ def _numeric(f: Callable[..., Any], tensors: Sequence[Any], i: int) -> Array:
 
     def result(values: Array) -> Array:
         moved = _joined(values, base).astype(dtype)
-        return _parts(np.asarray(f(*given[:i], tf.constant(moved), *given[i + 1 :]))).astype(np.float64)
+        return _parts(np.asarray(f(*given[:i], tf.constant(moved), *given[i + 1 :])))
 
     found, _ = jacobian(result, _parts(base).astype(np.float64))
     return np.asarray(found, base.real.dtype)

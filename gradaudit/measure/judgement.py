@@ -26,6 +26,8 @@ _EXISTS = 0.01
 _HOPELESS = 0.5
 #: Beyond a hundred eps of float32 a float64 gradient is not wrong because of float32 constants inside.
 _CONSTANTS = 1.2e-5
+#: A gap that many times as large as what a kink may make is none of its making.
+_KINK = 2.0
 #: Random directions of a tensor of fewer entries are much alike.
 _INDEPENDENT = 3
 
@@ -57,6 +59,7 @@ class Measurement:
         source: who supplied the numbers.
         complete: False where the budget ended first.
         beside: what the same numbers say of the twin's gradient, where there is a twin.
+        unread: condemned tensors whose entries, if they are small, have not been read.
     """
 
     lines: tuple[Line, ...]
@@ -68,6 +71,7 @@ class Measurement:
     source: Source
     complete: bool
     beside: Measurement | None = None
+    unread: tuple[str, ...] = ()
 
     def of(self, tensor: str | None, *, entries: bool = False) -> list[Comparison]:
         """The comparisons of one tensor (None: the whole model), those along directions or those of its entries."""
@@ -86,6 +90,14 @@ class Measurement:
     def would_do(self, resolution: float) -> bool:
         """Whether a resolution is fine enough."""
         return resolution <= self.significant
+
+    def nearly_condemned(self) -> list[str]:
+        """The tensors that one more first look would condemn, and nothing has yet."""
+        pairs = list(zip(self.lines, self.comparisons, strict=True))
+        if not _whole_wrong(pairs):
+            return []
+        names = [name for name, verdict in self.verdicts.items() if verdict is not Verdict.DISAGREE]
+        return [name for name in names if _proofs([(li, c) for li, c in pairs if li.probe.tensor == name])]
 
     @property
     def resolution(self) -> float:
@@ -106,7 +118,9 @@ def judge(
         own: whether the source's reference and jittered gradients belong to this gradient (not to a derived one).
     """
     precision = precision_of(len(lines), gradients, source, options, own=own)
-    whole = max((line.probe.direction.norm(gradients) for line in lines if line.probe.tensor is None), default=0.0)
+    # the first line is of the whole model, whatever it is called
+    together = [line for line in lines if line.probe.tensor is None or line is lines[0]]
+    whole = max((line.probe.direction.norm(gradients) for line in together), default=0.0)
     usual = _SIGNIFICANT if source.dtype == "float64" else _SIGNIFICANT_SINGLE
     significant = options.significant or (_SIGNIFICANT_NARROW if source.narrow else usual)
     comparisons = tuple(
@@ -127,7 +141,11 @@ def judge(
     if beside is not None:
         resolutions = _by_reference(resolutions, gradients, beside)
     sizes = {n: p.size for n, p in source.model.parameters().items()}
-    verdicts = {n: _tensor_verdict(by_tensor[n], sizes[n], resolved=resolutions[n] <= significant) for n in gradients}
+    whole_wrong = _whole_wrong(pairs)
+    verdicts = {
+        n: _tensor_verdict(by_tensor[n], sizes[n], resolved=resolutions[n] <= significant, whole_wrong=whole_wrong)
+        for n in gradients
+    }
     for name, gradient in gradients.items():
         if gradient is not None and not np.isfinite(gradient).all():
             numeric = [e for line, _ in by_tensor[name] if (e := line.estimate).bound <= _EXISTS * abs(e.value)]
@@ -135,9 +153,9 @@ def judge(
     if beside is not None:
         for name in [*_beyond_rounding(source, beside), *_wrong_in_double(beside)]:
             verdicts[name] = Verdict.DISAGREE
-    together = [c.verdict for line, c in pairs if line.probe.tensor is None]
     verdict = worst(verdicts.values())
-    if together.count(Verdict.DISAGREE) > 1:  # two directions see what no tensor alone resolves
+    condemning = [line for line, c in pairs if line in together and c.verdict is Verdict.DISAGREE]
+    if len(condemning) > 1:  # two directions see what no tensor alone resolves
         verdict = Verdict.DISAGREE
     return Measurement(
         lines=tuple(lines),
@@ -229,7 +247,7 @@ def _random_gaps(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | Non
 
     In a tensor of very few entries directions are too much alike; one along the gradient is not random.
     """
-    smooth = all(line.estimate.status in ("converged", "noise-limited") for line, _ in pairs)
+    smooth = all(line.estimate.smooth for line, _ in pairs)
     if gradient is None or gradient.size < _INDEPENDENT or not smooth:
         return []
     looks = [c for _, c in pairs if c.direction.entry is None and c.direction.signs is None]
@@ -238,8 +256,32 @@ def _random_gaps(pairs: Sequence[tuple[Line, Comparison]], gradient: Array | Non
     return [c.relative_error for c in latest.values() if np.isfinite(c.bound)]
 
 
-def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, resolved: bool) -> Verdict:
-    """Condemned by two directions, or by an entry looked at twice; cleared by the best look, or entry by entry."""
+def _whole_wrong(pairs: Sequence[tuple[Line, Comparison]]) -> bool:
+    """Whether the first look, a full estimate of the whole model, sees an error where the loss is smooth."""
+    if not pairs:
+        return False
+    line, c = pairs[0]
+    return line.full and c.verdict is Verdict.DISAGREE and line.estimate.smooth
+
+
+def _proofs(pairs: Sequence[tuple[Line, Comparison]]) -> set[int]:
+    """The directions of a tensor along which a full estimate sees an error, or a first look that is as good as one."""
+    wrong = [(line, c) for line, c in pairs if c.verdict is Verdict.DISAGREE and c.direction.entry is None]
+    return {id(c.direction) for line, c in wrong if line.full or _is_plain(line.estimate, c)}
+
+
+def _is_plain(first: DerivativeEstimate, c: Comparison) -> bool:
+    """Whether a first look shows all by itself that no kink makes the gap, and no loss that stands still so near."""
+    return abs(c.analytic - c.numeric) > _KINK * first.bend and abs(first.value) > first.bound
+
+
+def _tensor_verdict(
+    pairs: Sequence[tuple[Line, Comparison]], size: int, *, resolved: bool, whole_wrong: bool
+) -> Verdict:
+    """Condemned by two directions, or by an entry looked at twice; cleared by the best look, or entry by entry.
+
+    Of the two directions one is a full estimate; or that of the whole model, ``whole_wrong``, sees an error as well.
+    """
     deep = [c for line, c in pairs if c.direction.entry is None and line.full]
     quick = [c for line, c in pairs if c.direction.entry is None and not line.full]
     full, first = [c.verdict for c in deep], [c.verdict for c in quick]
@@ -249,6 +291,8 @@ def _tensor_verdict(pairs: Sequence[tuple[Line, Comparison]], size: int, *, reso
     # estimate resolves nothing, as among many kinks in float32
     blind = any(c.resolution > _HOPELESS and c.verdict is Verdict.INCONCLUSIVE for c in deep)
     witnesses = full if kinked or blind else full + first
+    if whole_wrong and not kinked and len(_proofs(pairs)) > 1:
+        return Verdict.DISAGREE
     if Verdict.DISAGREE in entry or (Verdict.DISAGREE in full and witnesses.count(Verdict.DISAGREE) > 1):
         return Verdict.DISAGREE
     latest = {c.direction.entry: c for _, c in pairs if c.direction.entry is not None}

@@ -22,9 +22,9 @@ from gradaudit.numeric.complex_step import agrees, complex_step
 from gradaudit.numeric.estimate import DerivativeEstimate, Known, estimate, follow_up
 from gradaudit.numeric.sampler import Sampler
 from gradaudit.options import AuditOptions
-from gradaudit.protocols import Model, SupportsComplexStep
+from gradaudit.protocols import Model, SupportsComplexStep, SupportsRules
 
-__all__ = ["further", "locate", "measured"]
+__all__ = ["further", "locate", "measured", "with_entries"]
 
 #: Where the wrong entries are is worth this many directions, eight evaluations each.
 _MOST_DIRECTIONS = 200
@@ -97,8 +97,9 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     """Probe the losses of ``source`` until the gradient is judged, tensor by tensor.
 
     A first full estimate of the whole model teaches noise and step. Then every tensor is asked for at once, eight
-    evaluations a line. Where a tensor does not agree, its entries are read if it is small, and a full estimate on a
-    fresh direction confirms or clears it.
+    evaluations a line. Where a tensor does not agree, its entries are read if it is small, and a look along a fresh
+    direction confirms or clears it: another eight where the first estimate is wrong as well, else a full estimate.
+    Entries of what is condemned wait where an experiment may yet tell them: see `Measurement.unread`.
     """
     parameters = {name: p for name, p in source.model.parameters().items() if name in gradients}
     usable = {n: g if g is None or np.isfinite(g).all() else None for n, g in gradients.items()}
@@ -106,28 +107,64 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     sampler = _sampler(source, every, options, budget)
     lengths = plan.scales(parameters)
     lines: list[Line] = []
-    complete = True
+    unread: list[str] = []
+    double, complete = source.dtype == "float64", True
 
     @cache
     def judged(n: int) -> Measurement:  # by the first n lines: they only become more
         return judge(lines[:n], gradients, source, options)
 
     try:
-        lines += _full(sampler, [plan.whole_model(lengths, options.seed)])
-        probes = plan.second_stage(lengths, usable, options.seed, double=source.dtype == "float64")
+        (first,) = _full(sampler, [plan.whole_model(lengths, options.seed)])
+        # the same seed draws the same direction: that of the only tensor has been measured
+        alone = double and len(lengths) == 1 and first.estimate.smooth
+        lines.append(replace(first, probe=replace(first.probe, tensor=next(iter(lengths)))) if alone else first)
+        seen = judged(len(lines))
+        # nothing cancels along the gradient, which finds what is faint; what the first look sees is not
+        signs = plan.along_signs(lengths, usable, options.seed)
+        faint = seen.comparisons[0].verdict is not Verdict.DISAGREE or not double
+        tensors = [] if alone else plan.second_stage(lengths, usable, options.seed, double=double)
+        probes = [*(signs if faint else []), *tensors]
         if options.entries:
             probes += plan.entries(parameters, lengths, list(parameters))
         ask = _cheap_looks(sampler, source.model, lines[0], budget)
         lines += ask(probes)
         seen = judged(len(lines))
-        small = [] if options.entries else [n for n, v in seen.verdicts.items() if v is not Verdict.AGREE]
-        lines += ask([*_blind(seen, gradients, lengths, options, 0), *plan.entries(parameters, lengths, small)])
-        lines += ask(_blind(judged(len(lines)), gradients, lengths, options, 1))
+        again = plan.fresh(lengths, seen.nearly_condemned() if double else [], options.seed + 1)
+        names = [p.tensor for p in again if p.tensor is not None]
+        small = [n for n, v in seen.verdicts.items() if v is not Verdict.AGREE and n not in names]
+        if options.entries:  # all have been read
+            names, small = [], []
+        entries = plan.entries(parameters, lengths, small)
+        lines += ask([*_blind(seen, gradients, lengths, options, 0), *again, *entries])
+        seen = judged(len(lines))
+        if isinstance(source.model, SupportsRules):
+            unread = [n for n in names if seen.verdicts[n] is Verdict.DISAGREE]
+        still = [] if faint or seen.verdict is Verdict.DISAGREE else signs
+        entries = plan.entries(parameters, lengths, [n for n in names if n not in unread])
+        lines += ask([*still, *_blind(seen, gradients, lengths, options, 1), *entries])
         last = judged(len(lines))
         lines += _full(sampler, [*_doubtful(last, lengths, options), *_hidden(last, lengths, options)])
     except Stop:
         complete = False
-    return replace(judged(len(lines)), complete=complete)
+    return replace(judged(len(lines)), complete=complete, unread=tuple(unread))
+
+
+def with_entries(
+    measured: Measurement, gradients: Gradients, names: Sequence[str], options: AuditOptions, budget: Budget
+) -> Measurement:
+    """The same, and the entries of those of these tensors that are `Measurement.unread`.
+
+    Raises:
+        Stop: the budget is spent.
+    """
+    unread = [name for name in measured.unread if name in names]
+    parameters = measured.source.model.parameters()
+    probes = plan.entries(parameters, plan.scales(parameters), unread)
+    lines = [*measured.lines, *_followed(measured, probes, "reading entries", options, budget)]
+    comparisons = judge(lines, gradients, measured.source, options).comparisons
+    left = tuple(name for name in measured.unread if name not in unread)
+    return replace(measured, lines=tuple(lines), comparisons=comparisons, unread=left)
 
 
 def locate(
@@ -165,13 +202,22 @@ def further(
     Raises:
         Stop: the budget is spent.
     """
+    lines = _followed(measured, probes, "diagnosing", options, budget)
+    if not lines:
+        return []
+    return list(judge([measured.lines[0], *lines], gradients, measured.source, options).comparisons[1:])
+
+
+def _followed(
+    measured: Measurement, probes: Sequence[Probe], purpose: str, options: AuditOptions, budget: Budget
+) -> list[Line]:
+    """Follow-ups along more directions; empty without a good step."""
     known = _known(measured.lines[0].estimate) if measured.lines else None
-    if known is None:
+    if known is None or not probes:
         return []
     sampler = _sampler(measured.source, dict.fromkeys(measured.source.model.parameters()), options, budget)
-    found = follow_up(sampler, [p.direction for p in probes], known, "diagnosing")
-    lines = [Line(probe, e, full=False) for probe, e in zip(probes, found, strict=True)]
-    return list(judge([measured.lines[0], *lines], gradients, measured.source, options).comparisons[1:])
+    found = follow_up(sampler, [p.direction for p in probes], known, purpose)
+    return [Line(probe, e, full=False) for probe, e in zip(probes, found, strict=True)]
 
 
 def _sampler(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Sampler:
@@ -238,6 +284,8 @@ def _doubtful(measured: Measurement, lengths: dict[str, float | Array], options:
         wrong = [c for c in measured.of(name, entries=True) if c.verdict is Verdict.DISAGREE]
         if kinked:
             probes += [Probe(c.direction, name) for c in wrong if id(c.direction) not in full]
+        if measured.verdicts[name] is Verdict.DISAGREE and any(c.verdict is Verdict.DISAGREE for c in looks):
+            continue
         if looks:
             again = [c for c in looks if c.verdict is Verdict.INCONCLUSIVE and id(c.direction) not in full]
             probes += [Probe(c.direction, name) for c in again]

@@ -10,7 +10,18 @@ import numpy as np
 from gradaudit.arrays import Array, Gradients, NamedArrays
 from gradaudit.direction import Direction, entry_direction, random_direction
 
-__all__ = ["Probe", "along_signs", "entries", "fresh", "more", "scales", "second_stage", "tensors", "whole_model"]
+__all__ = [
+    "Probe",
+    "along_signs",
+    "entries",
+    "fresh",
+    "is_small",
+    "more",
+    "scales",
+    "second_stage",
+    "tensors",
+    "whole_model",
+]
 
 #: Beyond this spread of sizes (the largest to the tenth part's upper end) a common step is too long for some entries
 #: and too short for others; normally distributed weights stay below it at any size.
@@ -58,29 +69,28 @@ def whole_model(lengths: dict[str, float | Array], seed: int) -> Probe:
     return Probe(random_direction("whole model", lengths, seed), None)
 
 
-def along_signs(lengths: dict[str, float | Array], gradients: Gradients, seed: int) -> Probe | None:
-    """Along sign(g): nothing cancels, so a common factor shows sqrt(P) times better. None where g is zero."""
+def along_signs(lengths: dict[str, float | Array], gradients: Gradients, seed: int) -> list[Probe]:
+    """Along sign(g): nothing cancels, so a common factor shows sqrt(P) times better. Nothing where g is zero."""
     signs = {name: np.sign(g) for name, g in gradients.items() if g is not None and np.isfinite(g).all() and g.any()}
     if not signs:
-        return None
+        return []
     lengths = {name: lengths[name] for name in signs}
-    return Probe(Direction(label="the gradient", scales=lengths, seed=seed, signs=signs), None)
+    return [Probe(Direction(label="the gradient", scales=lengths, seed=seed, signs=signs), None)]
 
 
 def second_stage(lengths: dict[str, float | Array], gradients: Gradients, seed: int, *, double: bool) -> list[Probe]:
-    """What follows the first estimate, asked for at once: along the gradient, and tensor by tensor.
+    """What follows the first estimate, tensor by tensor, asked for at once.
 
     Float32 losses have coarse bounds: there each tensor gets more directions, and one along its own gradient.
     """
-    signs = along_signs(lengths, gradients, seed)
-    probes = [signs] if signs is not None else []
     names = list(lengths)
-    for i in range(1 if double else _SINGLE_DIRECTIONS):
+    if double:
+        return tensors(lengths, names, seed)
+    probes: list[Probe] = []
+    for i in range(_SINGLE_DIRECTIONS):
         probes += tensors(lengths, names, seed + _STRIDE * i)
-    if not double:
-        own = [(name, along_signs(lengths, {name: gradients[name]}, seed)) for name in names]
-        probes += [Probe(p.direction, name) for name, p in own if p is not None]
-    return probes
+    own = [(name, along_signs(lengths, {name: gradients[name]}, seed)) for name in names]
+    return probes + [Probe(p.direction, name) for name, found in own for p in found]
 
 
 def tensors(lengths: dict[str, float | Array], names: Sequence[str], seed: int) -> list[Probe]:
@@ -99,12 +109,17 @@ def fresh(lengths: dict[str, float | Array], names: Sequence[str], seed: int) ->
     return tensors(lengths, names, seed + 1)
 
 
+def is_small(size: int) -> bool:
+    """Whether a tensor of that many entries is read entry by entry."""
+    return size <= _SMALL_TENSOR
+
+
 def entries(parameters: NamedArrays, lengths: dict[str, float | Array], names: Sequence[str]) -> list[Probe]:
     """Every entry of the small tensors, the smallest first, while they are few in all."""
     probes: list[Probe] = []
     for name in sorted(names, key=lambda n: parameters[n].size):
         size = parameters[name].size
-        if size > _SMALL_TENSOR or len(probes) + size > _ALL_ENTRIES:
+        if not is_small(size) or len(probes) + size > _ALL_ENTRIES:
             break
         length = np.broadcast_to(lengths[name], parameters[name].shape)
         indices = np.ndindex(parameters[name].shape)

@@ -11,7 +11,7 @@ import numpy as np
 from gradaudit.arrays import Array
 from gradaudit.direction import Direction, Point
 from gradaudit.numeric import ladder
-from gradaudit.numeric.fit import candidates, choose, levels, slopes
+from gradaudit.numeric.fit import Levels, candidates, choose, levels, slopes
 from gradaudit.numeric.ladder import Ladder
 from gradaudit.numeric.line import ENOUGH, Known, Line, View, view
 from gradaudit.numeric.sampler import Sampler
@@ -39,6 +39,8 @@ _DIGITS = 1e-5
 _TILT = 2.0
 #: A hint of a kink below its own bound widens the bound already.
 _HINT = 0.3
+#: So many of the shortest steps of a follow-up must not show a kink; noise, six standard deviations with the base's.
+_TWO, _NOISE = 2, 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class DerivativeEstimate:
         half_jump: at a kink, the one-sided slopes are value -+ half_jump; otherwise 0.
         still: the loss does not move at all near the base point.
         nearby: the largest size of the loss within that window.
+        bend: of a follow-up, what its shortest steps allow for ``half_jump``, which it does not look for.
     """
 
     value: float
@@ -74,6 +77,12 @@ class DerivativeEstimate:
     half_jump: float = 0.0
     still: bool = False
     nearby: float = 0.0
+    bend: float = _TOP
+
+    @property
+    def smooth(self) -> bool:
+        """Nothing was seen that makes the loss other than smooth here."""
+        return self.status in ("converged", "noise-limited")
 
 
 def estimate(sampler: Sampler, directions: Sequence[Direction], purpose: str) -> list[DerivativeEstimate]:
@@ -183,11 +192,24 @@ def _result(line: Line, looked: View, eps: float, known: Known | None = None) ->
     )
     if known is not None:
         # a follow-up has no short steps to judge by; where its few levels do not fit, they were the wrong ones
-        return replace(found, bound=float("inf"), status="noise-limited") if best.misfit > _FITS else found
+        if best.misfit > _FITS:
+            return replace(found, bound=float("inf"), status="noise-limited")
+        return replace(found, bend=_bend(looked.seen) / looked.scale)
     bound = max(found.bound, looked.contradiction / looked.scale)
     if eps > _SINGLE and best.misfit > _STRUCTURE:
         bound *= _UNSEEN_STRUCTURE
     return _shaped(replace(found, bound=bound), looked, eps)
+
+
+def _bend(seen: Levels) -> float:
+    """By how much the one-sided slopes can differ from their mean, as the even part over the two shortest steps tells.
+
+    Curvature may hide a third of a kink in both of them, no more: their steps are five to one.
+    """
+    if len(seen.steps) < _TWO:
+        return _TOP
+    allowed = np.abs(seen.even) + _NOISE * seen.spread
+    return 1.5 * float((allowed / seen.steps)[-_TWO:].max())
 
 
 def _shaped(found: DerivativeEstimate, looked: View, eps: float) -> DerivativeEstimate:

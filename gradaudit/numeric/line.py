@@ -47,6 +47,7 @@ class Line:
         raw: losses there.
         corrected: losses less the effect of rounded arguments.
         cluster: the steps of the noise cluster.
+        seen: how it looked with so many samples.
     """
 
     direction: Direction
@@ -55,6 +56,7 @@ class Line:
     raw: list[float] = field(default_factory=list)
     corrected: list[float] = field(default_factory=list)
     cluster: Array = field(default_factory=lambda: np.zeros(0))
+    seen: dict[int, View] = field(default_factory=dict)
 
     def arrays(self) -> tuple[Array, Array, Array]:
         """Steps, losses and corrected losses."""
@@ -100,6 +102,12 @@ class View:
 
 def view(line: Line, top: float, sampler: Sampler, known: Known | None = None) -> View:
     """Look at a line; with ``known``, base value and noise are those of another direction of the same model."""
+    if len(line.ts) not in line.seen:
+        line.seen[len(line.ts)] = _view(line, top, sampler, known)
+    return line.seen[len(line.ts)]
+
+
+def _view(line: Line, top: float, sampler: Sampler, known: Known | None) -> View:
     eps, digits = sampler.eps, sampler.digits
     ts, raw, corrected = line.arrays()
     base = known.base if known is not None else float(corrected[ts == 0][0])

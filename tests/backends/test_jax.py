@@ -313,3 +313,11 @@ if "jax" in conftest.tested():
         assert loss == pytest.approx(np.log(2))
         assert model.step_losses(weights)[0] == 0
         assert all(np.isfinite(g).all() for g in gradients.values())
+
+    @pytest.mark.parametrize("n_points", [7, 24, 29])
+    def test_threads_share_points_in_order(n_points):
+        model = JaxModel(quadratic, wide(START), n_threads=3)
+        points = points_along(model.parameters(), n_points)
+        alone = [float(model.loss(displace(model.parameters(), point))) for point in points]
+        assert len(set(alone)) == n_points
+        np.testing.assert_allclose(model.along(points), alone, rtol=1e-14)

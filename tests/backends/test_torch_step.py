@@ -53,6 +53,12 @@ def test_unequal_micro_batches(case):
     assert audited(case, accumulated(case, bounds, lambda n: n / 10)).verdict is Verdict.AGREE
 
 
+def test_the_cost_is_exact(case):
+    report = audited(case, accumulated(case, ((0, 5), (5, 10)), lambda n: 0.5))
+    # twin 1, baseline 3; whole model 21; along the gradient and four tensors: 8 each
+    assert report.evaluations == 1 + 3 + 21 + 8 * (1 + 4)
+
+
 def test_missing_division(case):
     report = audited(case, accumulated(case, ((0, 5), (5, 10)), lambda n: 1))
     wrong(report, "GA301", "micro-batches")

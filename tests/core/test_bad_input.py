@@ -183,7 +183,7 @@ def test_a_package_without_a_distribution_is_absent(monkeypatch):
     def missing(name):
         raise registry.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(registry.metadata, "version", missing)
+    monkeypatch.setattr(registry, "_version", missing)
     assert registry.installed_version("tensorflow") is None
 
 

@@ -72,6 +72,24 @@ def test_the_cost_is_counted():
         assert abs(found.value - direction.dot(exact)) <= found.bound <= 1e-6
 
 
+@pytest.mark.parametrize("kink", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("curvature", [0.0, 1e-2, -1e-2])
+def test_a_follow_up_knows_how_large_a_kink_may_be(kink, curvature):
+    """Also where curvature has the other sign; where there is neither, next to nothing."""
+    model = of(
+        lambda p: (1 + p["x"] + kink * abs(p["x"]) + curvature * p["x"] ** 2).sum(),
+        lambda p: {"x": np.ones(1)},
+        x=np.zeros(1),
+    )
+    sampler = Sampler(model, Budget(100), gradients={"x": None}, batch_bytes=10**6, dtype="float64")
+    direction = random_direction("x", {"x": 1.0}, 0)
+    (found,) = follow_up(sampler, [direction], Known(sigma=1e-16, base=1.0, step=0.2), "test")
+    moved = abs(direction.block("x", (1,))[0])
+    assert found.bend >= kink * moved
+    if not curvature:
+        assert found.bend <= 2 * kink * moved + 1e-10
+
+
 def test_a_spent_budget_stops_before_the_evaluation():
     budget = Budget(20)
     sampler, _ = sampler_of("sin", np.array([0.3]), budget=budget)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import conftest
+from tests.backends import programs
 
 #: Collected where torch is tested, unknown elsewhere: nothing is skipped silently.
 __test__ = "torch" in conftest.tested()
@@ -125,21 +126,16 @@ def test_other_modes():
         gradgradcheck(torch.sin, (x,), check_rev_over_rev=False)
 
 
+def sine_with(vjp):
+    """An autograd.Function for sin."""
+    return programs.words("torch").with_vjp(lambda own, x: own.sin(x), vjp)
+
+
 def test_a_second_derivative_that_is_wrong():
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.sin()
-
-        @staticmethod
-        def backward(ctx, g):
-            (x,) = ctx.saved_tensors
-            return g * x.detach().cos()
-
+    sine = sine_with(lambda own, x, g: g * own.stop(own.cos(x)))
     x = torch.randn(8, dtype=torch.double, requires_grad=True)
-    assert gradcheck(Sine.apply, (x,))
-    assert not gradgradcheck(Sine.apply, (x,), raise_exception=False)
+    assert gradcheck(sine, (x,))
+    assert not gradgradcheck(sine, (x,), raise_exception=False)
 
 
 def test_an_undefined_gradient_is_asked_of_pytorch():
@@ -160,20 +156,10 @@ def test_an_undefined_gradient_is_asked_of_pytorch():
 
 
 def test_a_gradient_that_does_not_repeat_itself():
-    class Noisy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.sin()
-
-        @staticmethod
-        def backward(ctx, g):
-            (x,) = ctx.saved_tensors
-            return g * x.cos() * (1 + 1e-9 * torch.rand((), dtype=x.dtype))
-
+    noisy = sine_with(lambda own, x, g: g * own.cos(x) * (1 + 1e-9 * torch.rand((), dtype=x.dtype)))
     x = torch.randn(8, dtype=torch.double, requires_grad=True)
-    assert not gradcheck(Noisy.apply, (x,), raise_exception=False)
-    assert gradcheck(Noisy.apply, (x,), nondet_tol=1e-6)
+    assert not gradcheck(noisy, (x,), raise_exception=False)
+    assert gradcheck(noisy, (x,), nondet_tol=1e-6)
 
 
 class TestEntmax:

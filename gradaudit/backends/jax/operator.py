@@ -20,7 +20,7 @@ from gradaudit.backends.operands import (
     WithGradient,
     apart,
     cotangent,
-    first_line,
+    in_short,
     named,
     of_output,
     offset,
@@ -110,7 +110,7 @@ class JaxOperator:
             model.value_and_grad(model.parameters())
         except Exception as error:
             # JAX says in many ways that a rule has no derivative of its own
-            raise NotOfferedError(first_line(error), where="second order") from error
+            raise NotOfferedError(in_short(error), where="second order") from error
         return model
 
     def batched(self) -> Model:
@@ -124,7 +124,7 @@ class JaxOperator:
             model.value_and_grad(model.parameters())
         except Exception as error:
             # as in `second`
-            raise NotOfferedError(first_line(error), where="batched") from error
+            raise NotOfferedError(in_short(error), where="batched") from error
         return model
 
     def _named(self) -> Arrays:

@@ -16,7 +16,7 @@ from gradaudit.backends.operands import (
     WithGradient,
     apart,
     cotangent,
-    first_line,
+    in_short,
     named,
     of_output,
     offset,
@@ -32,7 +32,7 @@ Tensors: TypeAlias = dict[str, Any]
 
 def operator(function: Callable[..., Any], inputs: Sequence[Any], *, seed: int) -> TensorflowOperator | None:
     """The operator at these inputs; None: none of them is a floating-point or complex tensor or variable."""
-    found = flattened(named(function, inputs), lambda x: _is_differentiable(x) and np.asarray(x).size > 0)
+    found = flattened(named(function, inputs), lambda x: _is_differentiable(x) and 0 not in x.shape)
     if found is None:
         return None
     leaves, rebuilt = found
@@ -96,7 +96,7 @@ class TensorflowOperator:
             model = TensorflowModel(lambda p: _paired(self._products(p).values(), weights.values()), parameters)
             model.value_and_grad(model.parameters())
         except LookupError as error:  # TensorFlow's way to say that an operation has no gradient
-            raise NotOfferedError(first_line(error), where="second order") from error
+            raise NotOfferedError(in_short(error), where="second order") from error
         return model
 
     def batched(self) -> Model:
@@ -110,7 +110,7 @@ class TensorflowOperator:
             model.value_and_grad(model.parameters())
         except Exception as error:
             # no one type says that there is no rule
-            raise NotOfferedError(first_line(error), where="batched") from error
+            raise NotOfferedError(in_short(error), where="batched") from error
         return model
 
     def _joined(self, p: Mapping[str, Any]) -> Tensors:

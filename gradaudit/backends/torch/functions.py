@@ -168,10 +168,15 @@ def _rule(cls: Any) -> Rule | None:
     if rule is None or rule is Function.backward:
         return None
     path, line = _place(rule)
-    installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
+    installed = _is_installed(path)
     kind = "register_autograd" if library else "autograd.Function"
     site = CustomRule(kind=kind, name=name, path=path, line=line, library=installed)
     return Rule(cls, site, forward, backward, None if setup is Function.setup_context else setup, implementation)
+
+
+@functools.cache
+def _is_installed(path: str) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
 
 
 def _backward(cls: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.containers import flattened
-from gradaudit.backends.operands import IMAGINARY, REAL, WithGradient, cotangent, first_line, named, offset
+from gradaudit.backends.operands import IMAGINARY, REAL, WithGradient, cotangent, in_short, named, offset
 from gradaudit.backends.torch.backward import nodes
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import preserved
@@ -108,7 +108,7 @@ class TorchOperator:
             with preserved():
                 model.value_and_grad(model.parameters())
         except (RuntimeError, NotImplementedError) as error:
-            raise NotOfferedError(first_line(error), where="second order") from error
+            raise NotOfferedError(in_short(error), where="second order") from error
         return model
 
     def batched(self) -> Model:
@@ -122,7 +122,7 @@ class TorchOperator:
             with preserved():
                 model.value_and_grad(model.parameters())
         except (RuntimeError, NotImplementedError) as error:
-            raise NotOfferedError(first_line(error), where="batched") from error
+            raise NotOfferedError(in_short(error), where="batched") from error
         return model
 
     def _outputs(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
