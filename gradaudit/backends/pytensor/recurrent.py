@@ -11,6 +11,7 @@ from pytensor import tensor as pt
 from gradaudit.arrays import Array, NamedArrays
 from gradaudit.backends.pytensor import cells
 from gradaudit.backends.pytensor.model import Evaluation, PytensorModel
+from gradaudit.backends.pytensor.modes import LIGHT
 from gradaudit.recurrent import Problem
 
 __all__ = ["PytensorNetwork"]
@@ -44,6 +45,7 @@ class PytensorNetwork:
             problem.weights,
             batched=self._losses,
             point_bytes=_LIVE_OUTPUTS * outputs * np.dtype(problem.dtype).itemsize,
+            mode=LIGHT,
         )
         self._step_losses_of = Evaluation(lambda p: self._step_losses(_lead(p))[0], problem.weights)
         self._states_of = Evaluation(lambda p: self._states(_lead(p))[:, 0], problem.weights)
