@@ -16,6 +16,9 @@ from gradaudit.backends import registry
 
 _passed: Counter[str] = Counter()
 
+# by default PyTensor compiles by Numba, which takes seconds a function
+os.environ.setdefault("PYTENSOR_FLAGS", "mode=FAST_COMPILE")
+
 
 def required() -> list[str] | None:
     text = os.environ.get("GRADAUDIT_TEST_BACKENDS")

@@ -9,6 +9,7 @@ written by hand, next to its loss.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,9 @@ from typing import Any
 import numpy as np
 
 WORDS = {}
+
+#: They list neither cuts nor rules: NumPy has none to list, PyTensor's are not looked for.
+UNLISTED = ("numpy", "pytensor")
 
 
 def words(name):
@@ -209,7 +213,21 @@ class PytensorWords:
         self.sin, self.cos, self.tanh, self.where, self.singular = pt.sin, pt.cos, pt.tanh, pt.switch, pt.sqrt
         self.ones_like, self.sum, self.mean = pt.ones_like, pt.sum, pt.mean
         self._generator = pytensor.shared(np.random.default_rng(0))
-        self._own = np.random.default_rng(0)
+        own = np.random.default_rng(0)
+
+        class Private(pytensor.graph.op.Op):
+            """A mask from a generator that nobody else can see."""
+
+            def make_node(self, x):
+                return pytensor.graph.basic.Apply(self, [x], [x.type()])
+
+            def perform(self, node, inputs, outputs):
+                outputs[0][0] = (own.random(inputs[0].shape) < 0.5).astype(inputs[0].dtype)
+
+            def connection_pattern(self, node):
+                return [[False]]
+
+        self._private = Private()
 
     def relu(self, x):
         return self._pt.maximum(x, self._pt.zeros_like(x))
@@ -224,27 +242,13 @@ class PytensorWords:
     def dropout(self, x, *, private):
         """A graph is built once: what draws is an operation of it."""
         if private:
-            return 2 * x * self._drawn(x)
-        drawn = self._pt.random.bernoulli(0.5, size=x.shape, rng=self._generator)
-        self._generator.default_update = drawn.owner.outputs[0]
+            return 2 * x * self._private(x)
+        updated, drawn = self._pt.random.bernoulli(0.5, size=x.shape, rng=self._generator, return_next_rng=True)
+        with warnings.catch_warnings():
+            # the other way, updates given to pytensor.function, is not part of a loss
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._generator.default_update = updated
         return 2 * x * drawn
-
-    def _drawn(self, x):
-        own = self._own
-
-        class Drawn(self._pytensor.graph.op.Op):
-            def make_node(self, x):
-                return self._pytensor.graph.basic.Apply(self, [x], [x.type()])
-
-            def perform(self, node, inputs, outputs):
-                outputs[0][0] = (own.random(inputs[0].shape) < 0.5).astype(inputs[0].dtype)
-
-            def connection_pattern(self, node):
-                return [[False]]
-
-            _pytensor = self._pytensor
-
-        return Drawn()(x)
 
     def with_slope(self, function, slope):
         return self.with_vjp(function, lambda own, x, g: g * slope(own, x))

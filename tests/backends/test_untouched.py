@@ -121,7 +121,7 @@ def test_after_a_diagnosis_all_is_as_before(backend, loss):
     report = gradaudit.audit(model)
     same(before, watched(backend.name))
     assert report.verdict is Verdict.DISAGREE
-    assert backend.name == "numpy" or report.findings[0].code == EXPECTED[loss]
+    assert backend.name in programs.UNLISTED or report.findings[0].code == EXPECTED[loss]
 
 
 class Interrupted(BaseException):

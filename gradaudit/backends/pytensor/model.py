@@ -15,7 +15,7 @@ from pytensor.graph.replace import vectorize_graph
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
 from gradaudit.backends.pytensor.modes import LIGHT
-from gradaudit.backends.pytensor.state import free_inputs, preserved, shared_inputs
+from gradaudit.backends.pytensor.state import free_inputs, is_generator, preserved, shared_inputs
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
 
@@ -58,7 +58,8 @@ class PytensorModel:
     """A function from a dict of symbolic tensors to a symbolic number.
 
     Losses are evaluated with NumPy behind each operation, see `gradaudit.backends.pytensor.modes`; the gradient, which
-    is what is audited, is compiled in the mode that the user's own functions have.
+    is what is audited, is compiled in the mode that the user's own functions have; the two draw the same random numbers
+    only if compiled alike, so a graph with random generators is evaluated so as a whole.
 
     Args:
         function: it is called with a symbolic tensor of each parameter's shape and dtype. Shared variables that the
@@ -187,12 +188,18 @@ class PytensorModel:
         except NullTypeGradError as error:
             msg = f"PyTensor has no gradient of this loss: {error}"
             raise ModelContractError(msg, where="value_and_grad()", hint="give the Op a pullback") from error
-        return dict(zip(self._symbols, found, strict=True))
+        # PyTensor widens what meets a float64 constant, its gradient, too
+        return {
+            name: None if g is None else g.astype(symbol.type.dtype)
+            for (name, symbol), g in zip(self._symbols.items(), found, strict=True)
+        }
 
     @cached_property
     def _gradient_at(self) -> Any:
         present = [g for g in self._gradients.values() if g is not None]
-        return _compile(list(self._symbols.values()), [self._loss, *present], self._mode)
+        # each way of compiling draws other random numbers, and the gradient must be that of the losses
+        mode = LIGHT if any(map(is_generator, shared_inputs(self._loss))) else self._mode
+        return _compile(list(self._symbols.values()), [self._loss, *present], mode)
 
     @cached_property
     def _batched(self) -> Evaluation | None:

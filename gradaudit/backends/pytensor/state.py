@@ -8,8 +8,9 @@ from typing import Any
 
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import explicit_graph_inputs, graph_inputs
+from pytensor.tensor.random.type import RandomType
 
-__all__ = ["free_inputs", "preserved", "shared_inputs"]
+__all__ = ["free_inputs", "is_generator", "preserved", "shared_inputs"]
 
 
 def shared_inputs(variable: Any) -> list[Any]:
@@ -20,6 +21,11 @@ def shared_inputs(variable: Any) -> list[Any]:
 def free_inputs(variable: Any) -> list[Any]:
     """The inputs without a value that a variable is computed from."""
     return list(dict.fromkeys(explicit_graph_inputs([variable])))
+
+
+def is_generator(variable: Any) -> bool:
+    """Whether a variable holds a random generator."""
+    return isinstance(variable.type, RandomType)
 
 
 @contextmanager
