@@ -288,7 +288,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """numpy, torch, jax or tensorflow."""
+        """numpy, torch, jax, tensorflow or pytensor."""
 
     def environment(self) -> Mapping[str, str]:
         """The framework's versions."""

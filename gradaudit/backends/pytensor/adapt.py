@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
-from pytensor.graph.replace import clone_replace
+from pytensor.graph.traversal import io_toposort
 
 from gradaudit.backends.containers import flattened
 from gradaudit.backends.pytensor.model import PytensorModel
@@ -35,7 +35,7 @@ def adapted(target: Any, at: Any) -> PytensorModel | None:
         if not symbolic:
             return None
         msg = "a symbolic loss does not say which variables it is differentiated by"
-        raise ModelContractError(msg, where="audit()", hint="audit(loss, at=[W, b]), shared variables in floating point")
+        raise ModelContractError(msg, where="audit()", hint="audit(loss, at=[W, b]), shared variables of floats")
     places, rebuilt = found
     if not symbolic:
         return PytensorModel(lambda p: target(rebuilt(p)), places)
@@ -50,5 +50,14 @@ def _is_trained(x: Any) -> bool:
 
 
 def _substituted(loss: Any, instead: Mapping[Any, Any]) -> Any:
-    # not strict: a float64 twin puts wider tensors there
-    return clone_replace(loss, replace=dict(instead), rebuild_strict=False)
+    """The loss with other variables in place of these; wider ones, as a float64 twin has, widen what they meet."""
+    built = dict(instead)
+    for node in io_toposort([], [loss]):
+        inputs = [built.get(v, v) for v in node.inputs]
+        if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
+            continue
+        same = all(old.type.is_super(new.type) for new, old in zip(inputs, node.inputs, strict=True))
+        # called again, an operation chooses its types anew; softmax is one that insists on those that it was made for
+        made = node.clone_with_new_inputs(inputs).outputs if same else node.op(*inputs, return_list=True)
+        built.update(zip(node.outputs, made, strict=True))
+    return built.get(loss, loss)

@@ -66,7 +66,7 @@ class PytensorModel:
             graph holds are data.
         parameters: the base point: floating-point arrays or shared variables by name, which are copied.
         batched: tensors with a leading axis K -> (K,) losses; by default `vectorize_graph`, and a loop over the points
-            where that has no rule, as for `scan`.
+            where that has no rule, as for `ifelse`.
         point_bytes: working memory of one point in a batch; by default some copies of the parameters.
         mode: in which the gradient is compiled; None: ``pytensor.config.mode``.
     """
@@ -137,9 +137,7 @@ class PytensorModel:
         """The same function at another base point."""
         before, now = (sum(np.asarray(p).nbytes for p in arrays.values()) for arrays in (self._parameters, parameters))
         point_bytes = self._point_bytes * now // before
-        return PytensorModel(
-            self._function, parameters, batched=self._given, point_bytes=point_bytes, mode=self._mode
-        )
+        return PytensorModel(self._function, parameters, batched=self._given, point_bytes=point_bytes, mode=self._mode)
 
     def twin(self) -> PytensorModel | None:
         """The same function of float64 parameters, float32 data and all.

@@ -14,14 +14,14 @@ from pytensor.tensor.rewriting.ofg import inline_ofg_node
 __all__ = ["LIGHT"]
 
 
-@node_rewriter([OpFromGraph])
+@node_rewriter([OpFromGraph])  # type: ignore[untyped-decorator]
 def _inlined(fgraph: Any, node: Any) -> Any:
     """The graph within an operation, as softmax is one: left alone, it is compiled in the user's mode."""
     del fgraph
     return inline_ofg_node(node)
 
 
-@node_rewriter([Scan])
+@node_rewriter([Scan])  # type: ignore[untyped-decorator]
 def _lightened(fgraph: Any, node: Any) -> Any:
     """The same loop, its step compiled lightly, too: left alone, it is compiled by C."""
     del fgraph

@@ -56,7 +56,7 @@ class PytensorNetwork:
 
     def state_after(self, parameters: NamedArrays, n_steps: int) -> Array:
         """The hidden state (N, H) after ``n_steps`` steps."""
-        return self._states_of(parameters)[n_steps]
+        return np.asarray(self._states_of(parameters)[n_steps])
 
     def _losses(self, stacked: cells.Tensors) -> Any:
         return self._step_losses(stacked).sum(axis=1)
