@@ -9,6 +9,7 @@ import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
 from pytensor.graph.traversal import io_toposort
+from pytensor.tensor.math import Prod, Sum
 
 from gradaudit.backends.containers import flattened
 from gradaudit.backends.pytensor.model import PytensorModel
@@ -57,7 +58,17 @@ def _substituted(loss: Any, instead: Mapping[Any, Any]) -> Any:
         if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
             continue
         same = all(old.type.is_super(new.type) for new, old in zip(inputs, node.inputs, strict=True))
-        # called again, an operation chooses its types anew; softmax is one that insists on those that it was made for
-        made = node.clone_with_new_inputs(inputs).outputs if same else node.op(*inputs, return_list=True)
+        made = node.clone_with_new_inputs(inputs).outputs if same else _anew(node.op, inputs)
         built.update(zip(node.outputs, made, strict=True))
     return built.get(loss, loss)
+
+
+def _anew(op: Any, inputs: list[Any]) -> list[Any]:
+    """An operation on inputs of other types: called again, it chooses its own.
+
+    Raises:
+        TypeError: it is bound to its types, as a scan is.
+    """
+    if isinstance(op, Sum | Prod):
+        op = type(op)(axis=op.axis)  # it notes the types that it was made for
+    return list(op(*inputs, return_list=True))
