@@ -19,7 +19,7 @@ import numpy as np
 
 WORDS = {}
 
-#: They list neither cuts nor rules: NumPy has none to list, PyTensor's are not looked for.
+#: They list no rules: NumPy has none to list, PyTensor's are not looked for.
 UNLISTED = ("numpy", "pytensor")
 
 

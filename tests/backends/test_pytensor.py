@@ -17,6 +17,7 @@ from gradaudit.backends.pytensor.modes import LIGHT
 from gradaudit.direction import Point, displace, random_direction
 from gradaudit.errors import AmbiguousBackendError, ModelContractError
 from gradaudit.recurrent import none, tail
+from tests.backends.cutting import marked
 from tests.backends.test_networks import case
 
 BACKEND = registry.get("pytensor")
@@ -125,12 +126,12 @@ def test_one_variable_alone_and_a_function():
 
 
 def test_a_truncated_scan_of_the_users_own_is_found():
-    """The case that started it all: nothing is declared, and the gradient of the inputs shows the cut."""
+    """The case that started it all, nothing declared: by the pattern of the inputs' gradient, and by its line."""
     rng = np.random.default_rng(0)
     x = pytensor.shared(rng.standard_normal((30, 2, 3)), name="x")
     w, r = (pytensor.shared(0.5 * rng.standard_normal((3, 3)), name=name) for name in ("w", "r"))
     for k, verdict in ((-1, Verdict.AGREE), (4, Verdict.DISAGREE)):
-        states = pytensor.scan(
+        states = pytensor.scan(  # CUT
             lambda x, h, w, r: pt.tanh(x @ w + h @ r),
             sequences=x,
             outputs_info=pt.zeros((2, 3)),
@@ -143,6 +144,12 @@ def test_a_truncated_scan_of_the_users_own_is_found():
         if k > 0:
             (finding,) = report.findings
             assert (finding.code, finding.numbers["k"], finding.numbers["steps"]) == ("GA104", k, 30)
+            line = min(marked(test_a_truncated_scan_of_the_users_own_is_found))
+            assert (finding.confidence, f"test_pytensor.py:{line}" in finding.title) == ("proven", True), str(report)
+            weights = gradaudit.audit((states**2).mean(), [w, r])
+            (finding,) = weights.findings
+            assert (finding.code, finding.confidence) == ("GA101", "proven"), str(weights)
+            assert f"truncate_gradient=4 at test_pytensor.py:{line}" in finding.sentence
 
 
 def test_a_loss_without_its_variables():
@@ -175,7 +182,7 @@ def test_a_gradient_that_is_missing_and_one_that_there_is_not():
     model = registry.model_of((pytensor.gradient.disconnected_grad(b) * w).sum(), [w, b])
     report = gradaudit.audit(model)
     assert report.verdict is Verdict.DISAGREE
-    assert [f.code for f in report.findings] == ["GA201"]
+    assert [f.code for f in report.findings] == ["GA101"]
     with pytest.raises(ModelContractError, match="PyTensor has no gradient of this loss"):
         gradaudit.audit(pytensor.gradient.undefined_grad(w).sum(), [w])
 
@@ -186,6 +193,28 @@ def test_what_has_no_meaning_here_is_none_of_it():
     assert BACKEND.step(w, lambda w: w, loss=lambda w: loss, sizes={}) is None
     assert BACKEND.adapt(loss, [w], loss=lambda w: w, gradient=None) is None
     assert BACKEND.adapt(loss, [w], loss=None, gradient=True) is None
+
+
+def test_cuts_are_listed_removed_and_held():
+    w, b, _ = trained()
+    stopped = pytensor.gradient.disconnected_grad(w.sum())
+    scanned = pytensor.scan(lambda h, b: h * b, outputs_info=b, non_sequences=b, n_steps=5, truncate_gradient=2,
+                            return_updates=False)[-1].sum()  # fmt: skip
+    data = pytensor.gradient.zero_grad(pytensor.shared(2.0))
+    model = registry.model_of((stopped * w).sum() * data + scanned, [w, b])
+    stop, scan = sorted(model.cuts(), key=lambda cut: cut.kind)
+    assert (stop.kind, scan.kind) == ("disconnected_grad", "truncate_gradient=2")
+    assert stop.function == scan.function == "test_cuts_are_listed_removed_and_held"
+    p = model.parameters()
+    _, whole = model.without([stop, scan]).value_and_grad(p)
+    np.testing.assert_allclose(whole["w"], 4 * p["w"].sum(), rtol=1e-14)
+    np.testing.assert_allclose(whole["b"], 6 * p["b"] ** 5, rtol=1e-14)
+    assert model.without([stop, scan]).cuts() == []
+    assert model.holding([scan]) is None
+    held = model.holding([stop])
+    assert held.loss(p) == model.loss(p)
+    twice = p | {"w": 2 * p["w"]}
+    assert held.loss(twice) - held.loss(p) == pytest.approx(2 * p["w"].sum() ** 2, rel=1e-12)
 
 
 # models

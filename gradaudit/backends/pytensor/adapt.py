@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Variable
-from pytensor.graph.traversal import io_toposort
-from pytensor.tensor.math import Prod, Sum
 
 from gradaudit.backends.containers import flattened
+from gradaudit.backends.pytensor.graphs import rebuilt
 from gradaudit.backends.pytensor.model import PytensorModel
 from gradaudit.errors import ModelContractError
 
@@ -37,38 +35,14 @@ def adapted(target: Any, at: Any) -> PytensorModel | None:
             return None
         msg = "a symbolic loss does not say which variables it is differentiated by"
         raise ModelContractError(msg, where="audit()", hint="audit(loss, at=[W, b]), shared variables of floats")
-    places, rebuilt = found
+    places, put = found
     if not symbolic:
-        return PytensorModel(lambda p: target(rebuilt(p)), places)
+        return PytensorModel(lambda p: target(put(p)), places)
     names = [v.name for v in places.values()]
     own = None not in names and len(set(names)) == len(names)
     shared = dict(zip(names if own else places, places.values(), strict=True))
-    return PytensorModel(lambda p: _substituted(target, {v: p[name] for name, v in shared.items()}), shared)
+    return PytensorModel(lambda p: rebuilt(target, {v: p[name] for name, v in shared.items()}), shared)
 
 
 def _is_trained(x: Any) -> bool:
     return isinstance(x, SharedVariable) and np.issubdtype(getattr(x.type, "dtype", "O"), np.floating)
-
-
-def _substituted(loss: Any, instead: Mapping[Any, Any]) -> Any:
-    """The loss with other variables in place of these; wider ones, as a float64 twin has, widen what they meet."""
-    built = dict(instead)
-    for node in io_toposort([], [loss]):
-        inputs = [built.get(v, v) for v in node.inputs]
-        if all(new is old for new, old in zip(inputs, node.inputs, strict=True)):
-            continue
-        same = all(old.type.is_super(new.type) for new, old in zip(inputs, node.inputs, strict=True))
-        made = node.clone_with_new_inputs(inputs).outputs if same else _anew(node.op, inputs)
-        built.update(zip(node.outputs, made, strict=True))
-    return built.get(loss, loss)
-
-
-def _anew(op: Any, inputs: list[Any]) -> list[Any]:
-    """An operation on inputs of other types: called again, it chooses its own.
-
-    Raises:
-        TypeError: it is bound to its types, as a scan is.
-    """
-    if isinstance(op, Sum | Prod):
-        op = type(op)(axis=op.axis)  # it notes the types that it was made for
-    return list(op(*inputs, return_list=True))

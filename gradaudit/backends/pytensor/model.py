@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, TypeAlias, final
@@ -14,10 +14,13 @@ from pytensor.gradient import NullTypeGradError
 from pytensor.graph.replace import vectorize_graph
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.pytensor import cuts
+from gradaudit.backends.pytensor.graphs import rebuilt
 from gradaudit.backends.pytensor.modes import LIGHT
 from gradaudit.backends.pytensor.state import free_inputs, is_generator, preserved, shared_inputs
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
+from gradaudit.sites import Cut
 
 __all__ = ["Evaluation", "PytensorModel", "Tensors", "environment"]
 
@@ -155,6 +158,24 @@ class PytensorModel:
             return None
         return twin if loss.dtype == np.float64 else None
 
+    def cuts(self) -> Sequence[Cut]:
+        """The cuts of the graph, a ``truncate_gradient`` among them; those inside the step of a scan are not listed."""
+        return cuts.found(self._loss, list(self._symbols.values()))
+
+    def without(self, cut: Collection[Cut]) -> PytensorModel:
+        """The same loss, whose gradient flows through these cuts."""
+        return self._changed(lambda p: cuts.removed(self._function(p), cut))
+
+    def holding(self, cut: Collection[Cut]) -> PytensorModel | None:
+        """The loss whose cut values stay what they are at the base point; None: a truncated scan is among the cuts."""
+        variables = cuts.values_to_hold(self._loss, cut)
+        if variables is None:
+            return None
+        symbols = list(self._symbols.values())
+        values = _compile(symbols, variables, LIGHT)(*self._arrays(self._parameters))
+        held = cuts.held(self._loss, {v: pt.constant(x) for v, x in zip(variables, values, strict=True)})
+        return self._changed(lambda p: rebuilt(held, {symbol: p[name] for name, symbol in self._symbols.items()}))
+
     def preserved(self) -> AbstractContextManager[None]:
         """Leave the shared variables of the graph as they were, among them its random generators."""
         return preserved(shared_inputs(self._loss))
@@ -162,6 +183,9 @@ class PytensorModel:
     def environment(self) -> Mapping[str, str]:
         """PyTensor's version."""
         return environment()
+
+    def _changed(self, function: Callable[[Tensors], Any]) -> PytensorModel:
+        return PytensorModel(function, self._parameters, point_bytes=self._point_bytes, mode=self._mode)
 
     def _arrays(self, parameters: NamedArrays) -> list[Array]:
         return [parameters[name] for name in self._parameters]
