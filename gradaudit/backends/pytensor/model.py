@@ -16,7 +16,7 @@ from pytensor.graph.replace import vectorize_graph
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
 from gradaudit.backends.pytensor import cuts
 from gradaudit.backends.pytensor.graphs import rebuilt
-from gradaudit.backends.pytensor.modes import LIGHT
+from gradaudit.backends.pytensor.modes import LIGHT, lighter
 from gradaudit.backends.pytensor.state import free_inputs, is_generator, preserved, shared_inputs
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
@@ -237,7 +237,9 @@ class PytensorModel:
         return batched
 
     def _side_by_side(self, stacked: Tensors) -> Any:
-        return vectorize_graph(self._loss, {symbol: stacked[name] for name, symbol in self._symbols.items()})
+        return vectorize_graph(
+            rebuilt(self._loss, {}, lighter), {symbol: stacked[name] for name, symbol in self._symbols.items()}
+        )
 
 
 #: What a point of a function takes, in sizes of its parameters; a guess that keeps batches of large tensors small.

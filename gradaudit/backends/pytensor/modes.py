@@ -11,7 +11,7 @@ from pytensor.link.vm import VMLinker
 from pytensor.scan.op import Scan
 from pytensor.tensor.rewriting.ofg import inline_ofg_node
 
-__all__ = ["LIGHT"]
+__all__ = ["LIGHT", "lighter"]
 
 
 @node_rewriter([OpFromGraph])  # type: ignore[untyped-decorator]
@@ -25,11 +25,20 @@ def _inlined(fgraph: Any, node: Any) -> Any:
 def _lightened(fgraph: Any, node: Any) -> Any:
     """The same loop, its step compiled lightly, too: left alone, it is compiled by C."""
     del fgraph
-    if node.op.mode is LIGHT:
-        return False
+    return lighter(node, node.inputs) or False
+
+
+def lighter(node: Any, inputs: list[Any]) -> list[Any] | None:
+    """A loop whose step is compiled lightly; None: it is none, or it is so already.
+
+    A copy: where an operation is run as it is, as one side by side is, compiling its step rewrites the step in place,
+    and the user could not differentiate it any more.
+    """
+    if not isinstance(node.op, Scan) or node.op.mode is LIGHT:
+        return None
     op = node.op.clone()
     op.mode = LIGHT
-    return op.make_node(*node.inputs).outputs
+    return list(op.make_node(*inputs).outputs)
 
 
 #: NumPy behind each operation, with the rewrites that keep a graph numerically stable: neither a C compiler nor Numba.
