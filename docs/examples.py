@@ -1,11 +1,11 @@
 """Runs the examples of the docs and compares, or writes, their real output.
 
-    python docs/examples.py [--write] [--frameworks torch,jax,tensorflow] [PAGE ...]
+    python docs/examples.py [--write] [--frameworks torch,jax,tensorflow,pytensor] [PAGE ...]
 
 The convention, for every page:
 
-- The ``python`` blocks of a page run from top to bottom in one namespace. A block whose first line imports torch, jax
-  or tensorflow needs that framework; it is skipped unless ``--frameworks`` names it.
+- The ``python`` blocks of a page run from top to bottom in one namespace. A block whose first line imports torch, jax,
+  tensorflow or pytensor needs that framework; it is skipped unless ``--frameworks`` names it.
 - A ``text`` block that follows a block directly is its output: what it printed, or else its ``report``.
 - A ``console`` block holds one command, ``$ gradaudit ...``, and its output.
 
@@ -28,10 +28,11 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS.parent / "gradaudit" / "diagnose" / "pages"
-FRAMEWORKS = ("torch", "jax", "tensorflow")
+FRAMEWORKS = ("torch", "jax", "tensorflow", "pytensor")
 _BLOCK = re.compile(r"^```(python|console)\n(.*?)^```\n(?:\n?```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 _VOLATILE = re.compile(
     r"\d+\.\d+ s\b|(?<=numpy )\d[\w.+]*|(?<=torch )\d[\w.+]*|(?<=jax )\d[\w.+]*|(?<=tensorflow )\d[\w.+]*"
+    r"|(?<=pytensor )\d[\w.+]*"
 )
 
 

@@ -241,8 +241,12 @@ class Network(Protocol):
     """What a backend builds from a `Problem`; `gradaudit.backends.network.NetworkModel` makes a full model of it."""
 
     @property
+    def truncates(self) -> bool:
+        """Whether its own gradient is truncated as its problem declares; otherwise it is the full one."""
+
+    @property
     def model(self) -> FrameworkModel:
-        """The network's loss over its weights, differentiated whole; the gradient of a weight is 0, never missing."""
+        """The network's loss over its weights; the gradient of a weight is 0, never missing."""
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """(T,), in the network's dtype; their sum is the loss."""
@@ -294,7 +298,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """numpy, torch, jax or tensorflow."""
+        """numpy, torch, jax, tensorflow or pytensor."""
 
     def environment(self) -> Mapping[str, str]:
         """The framework's versions."""

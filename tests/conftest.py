@@ -16,6 +16,9 @@ from gradaudit.backends import registry
 
 _passed: Counter[str] = Counter()
 
+# by default PyTensor compiles by Numba, and the steps of loops by C: seconds a function
+os.environ.setdefault("PYTENSOR_FLAGS", "mode=FAST_COMPILE,cxx=")
+
 
 def required() -> list[str] | None:
     text = os.environ.get("GRADAUDIT_TEST_BACKENDS")

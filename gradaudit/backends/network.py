@@ -45,7 +45,7 @@ class NetworkModel:
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The loss and its gradient as truncated."""
-        if not self._truncates:
+        if not self._made:
             if self._problem.checkpoint is not None:
                 return checkpointed(self._problem, self._build, parameters, self._problem.checkpoint)
             return self._model.value_and_grad(parameters)
@@ -54,13 +54,18 @@ class NetworkModel:
 
     def jvp(self, parameters: NamedArrays, tangents: NamedArrays) -> float:
         """Forward mode, of the gradient as truncated."""
-        if not self._truncates:
+        if not self._made:
             return self._model.jvp(parameters, tangents)
         return tangent(self._problem, self._build, parameters, tangents)
 
     @property
-    def _truncates(self) -> bool:
+    def _cuts(self) -> bool:
         return not self._problem.feed_forward and self._problem.truncation.cuts(self._problem.n_steps)
+
+    @property
+    def _made(self) -> bool:
+        """Whether the truncated gradient is made of others, rather than the network's own."""
+        return self._cuts and not self._network.truncates
 
     @property
     def point_bytes(self) -> int:
@@ -101,7 +106,7 @@ class NetworkModel:
 
     def frozen(self) -> FrozenModel | None:
         """The loss with the cut states held; None where nothing is cut."""
-        return frozen(self._problem, self._build) if self._truncates else None
+        return frozen(self._problem, self._build) if self._cuts else None
 
     def twin(self) -> NetworkModel | None:
         """The same network in float64, from the same numbers."""

@@ -52,6 +52,7 @@ BACKENDS: tuple[BackendSpec, ...] = (
         distributions=("tensorflow", "tensorflow-cpu", "tensorflow-macos"),
         minimum=(2, 16),
     ),
+    BackendSpec(name="pytensor", package="pytensor", distributions=("pytensor",), minimum=(3, 0)),
 )
 
 

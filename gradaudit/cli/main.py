@@ -48,7 +48,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--backend", default="numpy", show_default=True, help="numpy, torch, jax, tensorflow, or all installed.")
+@click.option(
+    "--backend", default="numpy", show_default=True, help="numpy, torch, jax, tensorflow, pytensor, or all installed."
+)
 @click.option("--sequences", default=10, show_default=True, help="Number of sequences.")
 @click.option("--steps", type=int, help="Steps in each sequence.  [default: 10000; 1000 with --blind]")
 @click.option("--features", default=2, show_default=True, help="Dimension of a feature vector.")

@@ -101,12 +101,12 @@ _STEPS: dict[str, Callable[[RecurrentSpec, Ops, Weights, State, Any], State]] = 
 }
 
 
-def begin(state: State, weight: Any, held: State, where: Callable[[Any, Any, Any], Any]) -> State:
-    """The state that enters a step, see `gradaudit.recurrent.problem.Crossing`.
+def begin(state: State, weight: Any, cut: Any, held: State, where: Callable[[Any, Any, Any], Any]) -> State:
+    """The state that enters a step, see `gradaudit.recurrent.problem.Crossing`; ``cut`` is where the weight is 0.
 
     Exactly the held one where they are equal: ``w h + (1 - w) held`` would change the last bit of one in three.
     """
-    return tuple(where(weight == 0, b, b + weight * (a - b)) for a, b in zip(state, held, strict=True))
+    return tuple(where(cut, b, b + weight * (a - b)) for a, b in zip(state, held, strict=True))
 
 
 def end(state: State, after: State, mask: Any, where: Callable[[Any, Any, Any], Any]) -> State:

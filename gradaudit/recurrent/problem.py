@@ -51,7 +51,7 @@ class Problem:
 
     Attributes:
         weights: the base point; its dtype is the network's.
-        truncation: what the network declares; backends do not read it.
+        truncation: what the network declares; only a backend whose framework truncates by itself reads it.
         feed_forward: a dense layer on all N*T vectors as one batch, instead of the recurrent layers.
         weighting: (T, N), what the cross-entropy of a step of a sequence weighs; by default their mean, or that of the
             last ones.

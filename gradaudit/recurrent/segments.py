@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gradaudit.arrays import Array
 from gradaudit.recurrent.problem import Crossing, Problem, Start
 from gradaudit.recurrent.spec import SequenceData
-from gradaudit.recurrent.truncation import Truncation
+from gradaudit.recurrent.truncation import Truncation, none
 
 __all__ = ["one_way", "segment_problems", "spans", "uncounted_steps"]
 
@@ -72,7 +72,7 @@ def segment_problems(problem: Problem, truncation: Truncation, states: Array) ->
     if truncation.kind == "randomised":
         gates = truncation.gates(problem.n_steps, problem.n_sequences)
         assert gates is not None  # randomised has them
-        yield replace(problem, crossing=Crossing(gates.state, states[:-1]))
+        yield replace(problem, crossing=Crossing(gates.state, states[:-1]), truncation=none())
         return
     source = _Source(problem, states)
     rows = truncation.segments(problem.n_steps)
@@ -145,7 +145,8 @@ class _Source:
             mask=None if mask is None else mask.T,
         )
         offset = None if self._offset is None else _joined(self._offset[steps], 1)
-        return replace(self._problem, data=data, weighting=weighting, start=start, offset=offset)
+        whole = replace(self._problem, truncation=none())
+        return replace(whole, data=data, weighting=weighting, start=start, offset=offset)
 
 
 def _joined(array: Array, axis: int) -> Array:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "jax", "tensorflow", "scipy", "click", "rich", "pytest")
+HEAVY = ("torch", "jax", "tensorflow", "pytensor", "scipy", "click", "rich", "pytest")
 PROGRAM = """
 import json, sys
 import numpy
@@ -55,8 +55,8 @@ def test_a_backend_loads_its_framework_and_no_other(backend):
         return
     modules = imported_by(f"from gradaudit.backends import registry; registry.get({backend.name!r})")[1]
     assert backend.name in modules
-    # JAX itself needs SciPy; Keras imports rich, and TensorFlow imports JAX where it is installed
-    brought = {"jax": {"scipy"}, "tensorflow": {"scipy", "rich", "jax"}}
+    # JAX and PyTensor themselves need SciPy; Keras imports rich, and TensorFlow imports JAX where it is installed
+    brought = {"jax": {"scipy"}, "tensorflow": {"scipy", "rich", "jax"}, "pytensor": {"scipy"}}
     assert set(modules) <= {backend.name} | brought.get(backend.name, set())
 
 

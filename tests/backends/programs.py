@@ -9,6 +9,7 @@ written by hand, next to its loss.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,9 @@ from typing import Any
 import numpy as np
 
 WORDS = {}
+
+#: They list no rules: NumPy has none to list, PyTensor's are not looked for.
+UNLISTED = ("numpy", "pytensor")
 
 
 def words(name):
@@ -192,6 +196,74 @@ class TensorflowWords:
 
     def with_vjp(self, function, vjp):
         return self._tf.custom_gradient(lambda x: (function(self, x), lambda g: vjp(self, x, g)))
+
+
+@_for("pytensor")
+class PytensorWords:
+    """Rules are pullbacks of an OpFromGraph."""
+
+    impure: Mapping[str, Any] = {}
+    held = True
+
+    def __init__(self):
+        import pytensor
+        from pytensor import tensor as pt
+
+        self._pytensor, self._pt = pytensor, pt
+        self.sin, self.cos, self.tanh, self.where, self.singular = pt.sin, pt.cos, pt.tanh, pt.switch, pt.sqrt
+        self.ones_like, self.sum, self.mean = pt.ones_like, pt.sum, pt.mean
+        self._generator = pytensor.shared(np.random.default_rng(0))
+        own = np.random.default_rng(0)
+
+        class Private(pytensor.graph.op.Op):
+            """A mask from a generator that nobody else can see."""
+
+            def make_node(self, x):
+                return pytensor.graph.basic.Apply(self, [x], [x.type()])
+
+            def perform(self, node, inputs, outputs):
+                outputs[0][0] = (own.random(inputs[0].shape) < 0.5).astype(inputs[0].dtype)
+
+            def connection_pattern(self, node):
+                return [[False]]
+
+        self._private = Private()
+
+    def relu(self, x):
+        return self._pt.maximum(x, self._pt.zeros_like(x))
+
+    def constant(self, array, like):
+        array = np.asarray(array)
+        return self._pt.constant(array if array.dtype == bool else array.astype(like.dtype))
+
+    def stop(self, x):
+        return self._pytensor.gradient.disconnected_grad(x)
+
+    def dropout(self, x, *, private):
+        """A graph is built once: what draws is an operation of it."""
+        if private:
+            return 2 * x * self._private(x)
+        updated, drawn = self._pt.random.bernoulli(0.5, size=x.shape, rng=self._generator, return_next_rng=True)
+        with warnings.catch_warnings():
+            # the other way, updates given to pytensor.function, is not part of a loss
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._generator.default_update = updated
+        return 2 * x * drawn
+
+    def with_slope(self, function, slope):
+        return self.with_vjp(function, lambda own, x, g: g * slope(own, x))
+
+    def with_vjp(self, function, vjp):
+        from pytensor.compile.builders import OpFromGraph
+
+        def pullback(inputs, outputs, cotangents):
+            return [vjp(self, *inputs, *cotangents)]
+
+        def rule(x):
+            inner = x.type()
+            return OpFromGraph([inner], [function(self, inner)], pullback=pullback)(x)
+
+        return rule
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.backends.programs import WithoutTwin
 #: Evaluations that an audit of one tensor in float64 may take: right, wrong, and wrong in a place that is looked for.
 RIGHT, WRONG, LOCATED = 80, 160, 400
 #: Of a network of six tensors: by its float64 twin, and in float32 alone.
-TWIN, ALONE = 120, 2000
+TWIN, ALONE = 120, 3100
 
 
 def normal(*shape, seed=1):
@@ -33,7 +33,7 @@ def condemned(program, backend, code=None, *, at_most=WRONG, planted=True):
     report = gradaudit.audit(program.on(backend))
     assert report.verdict is Verdict.DISAGREE, str(report)
     assert report.evaluations <= at_most
-    if planted and code is not None and backend.name != "numpy":
+    if planted and code is not None and backend.name not in programs.UNLISTED:
         code = "GA501"  # it is a rule of the program's own, and found out
     assert code in (None, *codes(report)[:1]), str(report)
     assert report.findings
@@ -203,7 +203,7 @@ def test_a_missing_division_by_n(backend):
     finding = condemned(program, backend, "GA301").findings[0]
     assert "the derivative times 1e+03" in finding.sentence
     assert finding.parameters == ("x",)
-    if backend.name == "numpy":
+    if backend.name in programs.UNLISTED:
         assert finding.numbers["factor"] == pytest.approx(1000, rel=1e-6)
         assert finding.title == "constant factor 1e+03"
 

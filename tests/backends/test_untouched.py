@@ -59,7 +59,23 @@ def _tensorflow():
     }
 
 
-WATCHED = {"numpy": lambda: ([], {}), "torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
+def _pytensor():
+    import pytensor
+    from pytensor import tensor as pt
+    from pytensor.compile import mode
+
+    owners = [pytensor, pt, pytensor.compile, pytensor.graph.op.Op]
+    config = {name: getattr(pytensor.config, name) for name in ("floatX", "mode", "linker", "optimizer", "cxx")}
+    return owners, {"config": config, "modes": [*mode.predefined_modes]}
+
+
+WATCHED = {
+    "numpy": lambda: ([], {}),
+    "torch": _torch,
+    "jax": _jax,
+    "tensorflow": _tensorflow,
+    "pytensor": _pytensor,
+}
 
 
 def watched(name):
@@ -97,7 +113,8 @@ def wrong_rule(own, p):
 
 def not_finite(own, p):
     mask = own.constant(np.array([True, False, True]), p["x"])
-    return own.sum(own.where(mask, own.singular(own.where(mask, p["x"], 0 * p["x"])), p["x"]))
+    inside = own.constant(np.array([1.0, 0.0, 1.0]), p["x"]) * p["x"]
+    return own.sum(own.where(mask, own.singular(inside), p["x"]))
 
 
 def gradient_of(loss):
@@ -121,7 +138,7 @@ def test_after_a_diagnosis_all_is_as_before(backend, loss):
     report = gradaudit.audit(model)
     same(before, watched(backend.name))
     assert report.verdict is Verdict.DISAGREE
-    assert backend.name == "numpy" or report.findings[0].code == EXPECTED[loss]
+    assert backend.name in programs.UNLISTED or report.findings[0].code == EXPECTED[loss]
 
 
 class Interrupted(BaseException):

@@ -233,7 +233,7 @@ def _layer(
     def one(state: State, at: tuple[Any, ...]) -> tuple[State, State]:
         source, mask, weight, held = at
         if weight is not None:
-            state = begin(state, weight, _layer_of(spec, held, index), jnp.where)
+            state = begin(state, weight, weight == 0, _layer_of(spec, held, index), jnp.where)
         after = step(spec, _OPS, own, state, source)
         if mask is not None:
             after = end(state, after, mask, jnp.where)

@@ -167,6 +167,8 @@ class JaxNetwork:
         problem: spec, weights and data; dtype float32 or float64.
     """
 
+    truncates = False
+
     def __init__(self, problem: Problem) -> None:
         start = problem.start_state()
         objective = _Objective(

@@ -214,7 +214,9 @@ class LayerPass:
         outputs = []
         for t, source in enumerate(sources):
             if steps.weights is not None and steps.held is not None:
-                state = begin(state, steps.weights[t], layer_of(spec, steps.held[t], index), np.where)
+                state = begin(
+                    state, steps.weights[t], steps.weights[t] == 0, layer_of(spec, steps.held[t], index), np.where
+                )
             after, kept = self._cell.forward(state, source)
             if steps.mask is not None:
                 after = end(state, after, steps.mask[t], np.where)

@@ -127,7 +127,9 @@ def run(
             for t in range(len(sources)):
                 before = state
                 if some.weights is not None and some.held is not None:
-                    before = begin(state, some.weights[t], layer_of(spec, some.held[t], index), np.where)
+                    before = begin(
+                        state, some.weights[t], some.weights[t] == 0, layer_of(spec, some.held[t], index), np.where
+                    )
                 state = step(spec, _OPS, weights, before, sources[t])
                 if some.mask is not None:
                     state = end(before, state, some.mask[t], np.where)

@@ -210,7 +210,8 @@ def _walk(
 
     def one(t: tf.Tensor, state: State, arrays: State) -> tuple[tf.Tensor, State, State]:
         if crossings is not None and held is not None:
-            state = begin(state, crossings.read(t), _layer_of(spec, held.read(t), index), tf.where)
+            weight = crossings.read(t)
+            state = begin(state, weight, weight == 0, _layer_of(spec, held.read(t), index), tf.where)
         after = step(spec, _OPS, own, state, sources.read(t))  # type: ignore[union-attr]  # there always
         if masks is not None:
             after = end(state, after, masks.read(t), tf.where)

@@ -27,6 +27,8 @@ class TensorflowNetwork:
         problem: spec, weights and data; dtype float32 or float64.
     """
 
+    truncates = False
+
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._spec = problem.spec

@@ -127,7 +127,9 @@ def _walk(
     for t, source in enumerate(sources.unbind(0)):
         before = state
         if steps.weights is not None and steps.held is not None:
-            before = begin(state, steps.weights[t], _layer_of(spec, steps.held[t], index), torch.where)
+            before = begin(
+                state, steps.weights[t], steps.weights[t] == 0, _layer_of(spec, steps.held[t], index), torch.where
+            )
         state = step(spec, _OPS, weights, before, source)
         if steps.mask is not None:
             state = end(before, state, steps.mask[t], torch.where)

@@ -32,6 +32,8 @@ class TorchNetwork:
         problem: spec, weights and data; dtype float32 or float64.
     """
 
+    truncates = False
+
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._spec = problem.spec
