@@ -155,13 +155,15 @@ def test_the_state_is_carried_from_call_to_call(backend):
 
 @pytest.mark.parametrize(("cell", "n_steps"), [("softmax", 4), ("stacked", 3), ("gru_before", 7), ("peepholes", 1)])
 def test_checkpoints_change_nothing_but_memory(backend, cell, n_steps):
-    for learned in (False, True):
+    compiles_each = backend.name == "pytensor"  # a program for each span, of a second and more
+    for learned in (True,) if compiles_each else (False, True):
         spec, weights, data = case(cell, masked=True, learned=learned)
         whole = backend.recurrent_model(spec, weights, data)
         loss, gradients = whole.value_and_grad(weights)
-        few = whole.checkpointed(n_steps)
-        assert few.value_and_grad(weights)[0] == pytest.approx(loss, rel=1e-14)
-        assert_close(few.value_and_grad(weights)[1], gradients, 1e-13)
+        few = whole.checkpointed(max(n_steps, 4) if compiles_each else n_steps)
+        few_loss, few_gradients = few.value_and_grad(weights)
+        assert few_loss == pytest.approx(loss, rel=1e-14)
+        assert_close(few_gradients, gradients, 1e-13)
         assert few.loss(weights) == whole.loss(weights)
 
 
