@@ -3,9 +3,9 @@
     python benchmarks/bias.py [--backend numpy] [--figure docs/bias.svg]
 
 The task is leaky adding: the features are noise and, at one step in five, a mark; the label of a step says whether
-the leaky sum of the marked noise is above zero. A PyTorch LSTM of 16 units is trained on T = 80 by Adam, its weights are
-put into the built-in network, and the bias is measured at T = 1,000, N = 16, in float64. The k that comes out is then
-judged on data of four other seeds, each by its own full gradient. Needs the extra torch, and plot for the figure.
+the leaky sum of the marked noise is above zero. A PyTorch LSTM of 16 units is trained on T = 80 by Adam, its weights
+are put into the built-in network, and the bias is measured at T = 1,000, N = 16, in float64. The k that comes out is
+then judged on data of four other seeds, each by its own full gradient. Needs the extra torch, and plot for the figure.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ def main() -> None:
                 print(curve, flush=True)
                 if arguments.figure is not None:
                     curve.plot(arguments.figure)
-            for one in curve.curves:
-                rows.append(row(curve, one, [bias(*pair, Truncation(one.kind, one.k)) for pair in zip(fresh, true)]))
+            rows += [row(curve, one, fresh, true) for one in curve.curves]
     print("\n".join(table(rows, right=range(3, len(head)))))
 
 
@@ -104,9 +103,11 @@ def bias(model, true, truncation) -> float:
     return global_norm({name: found[name] - true[name] for name in true}) / global_norm(true)
 
 
-def row(curve, one, fresh) -> list[str]:
+def row(curve, one, fresh, true) -> list[str]:
+    elsewhere = [bias(*pair, Truncation(one.kind, one.k)) for pair in zip(fresh, true, strict=True)]
     measured = next(point.bias for point in one.points if point.k == one.k)
-    numbers = number(measured), number(np.mean(fresh)), number(max(fresh)), "" if one.beta is None else number(one.beta)
+    beta = "" if one.beta is None else number(one.beta)
+    numbers = number(measured), number(np.mean(elsewhere)), number(max(elsewhere)), beta
     reference = "full gradient" if curve.full else "longest window"
     return [str(curve.delta), reference, one.kind, str(one.k), *numbers, str(curve.gradients), f"{curve.seconds:.1f}"]
 

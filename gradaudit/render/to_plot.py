@@ -21,9 +21,13 @@ def bias_plot(curve: BiasCurve, path: Path) -> None:
     """
     figure = _figure()
     axes = figure.subplots(1, len(curve.curves), sharey=True, squeeze=False)[0]
+    biases = [point.bias for one in curve.curves for point in one.points if point.bias > 0]
+    bottom = min([curve.delta, *biases]) / 3
     for ax, one in zip(axes, curve.curves, strict=True):
         ks = [point.k for point in one.points]
         for name in one.points[0].parameters:
+            if max(point.parameters[name] for point in one.points) < bottom:
+                continue  # nothing is missing but roundings, for example of a readout
             ax.plot(ks, [point.parameters[name] or None for point in one.points], lw=0.8, label=name)
         ax.plot(ks, [point.bias or None for point in one.points], "k.-", lw=2, label="all")
         ax.axhline(curve.delta, color="grey", ls=":")
@@ -31,7 +35,7 @@ def bias_plot(curve: BiasCurve, path: Path) -> None:
             ax.axvline(one.k, color="grey", ls=":")
         title = one.kind if one.beta is None else f"{one.kind}, beta {one.beta:.3f}"
         ax.set(xscale="log", yscale="log", xlabel="k", title=f"{title}\n{_answer(one.k, one.horizon)}")
-    axes[0].set_ylabel("bias" if curve.full else "bound of the bias")
+    axes[0].set(ylabel="bias" if curve.full else "bound of the bias", ylim=(bottom, None))
     axes[0].legend(fontsize="small")
     figure.set_size_inches(4 * len(axes), 4)
     _save(figure, path)
