@@ -22,7 +22,8 @@ def bias_plot(curve: BiasCurve, path: Path) -> None:
     figure = _figure()
     axes = figure.subplots(1, len(curve.curves), sharey=True, squeeze=False)[0]
     biases = [point.bias for one in curve.curves for point in one.points if point.bias > 0]
-    bottom = min([curve.delta, *biases]) / 3
+    # a curve that ends at rounding would leave no room for the rest
+    bottom = max(min([curve.delta, *biases]), curve.delta / 100) / 3
     for ax, one in zip(axes, curve.curves, strict=True):
         ks = [point.k for point in one.points]
         for name in one.points[0].parameters:
