@@ -40,7 +40,7 @@ def bias_curve(
     model: Any,
     *,
     delta: float = 0.1,
-    kinds: Collection[str] = _KINDS,
+    kinds: str | Collection[str] = _KINDS,
     horizon: int = _HORIZON,
     full: bool = True,
     n_steps: int | None = None,
@@ -51,13 +51,14 @@ def bias_curve(
 
     Lengths are 1, 2, 3, 4, then four to a doubling, until the bias has fallen below delta, then those that bisect to
     the smallest such k. ``window(k)`` runs about T k steps, ``chunks(k)`` T and ``tail(k)`` k; `BiasCurve.work` says
-    what all of it ran. With a horizon of K, windows run at most ``7 K`` times the steps of one full gradient.
+    what all of it ran: up to a horizon of K, windows at most ``7.5 K`` times the steps of one full gradient, and no
+    more than log2(K) windows to bisect. Between these lengths nothing is measured.
 
     Args:
         model: a recurrent model that has ``with_truncation``, see `gradaudit.protocols.SupportsTruncation`: the
             built-in networks of every backend, whatever they declare; or your own.
         delta: the relative bias to stay below, between 0 and 1.
-        kinds: some of ``window``, ``chunks``, ``tail``; in this order in the result.
+        kinds: one or some of ``window``, ``chunks``, ``tail``; in this order in the result.
         horizon: the longest window that is tried. The others cost no more than the full gradient each, and are
             followed to T.
         full: compare with the full gradient. If False, because it would take too much memory, the longest window K
@@ -76,6 +77,7 @@ def bias_curve(
         msg = f"a {type(model).__name__} has no truncation of its own that could be changed"
         hint = "a built-in network, or a model with parameters(), value_and_grad(p) and with_truncation(t)"
         raise ModelContractError(msg, where="bias_curve()", hint=hint)
+    kinds = [kinds] if isinstance(kinds, str) else kinds
     _check(delta, kinds, horizon)
     started = time.perf_counter()
     steps = _n_steps(model, n_steps)

@@ -116,6 +116,14 @@ def test_every_gradient_is_counted_and_none_is_computed_twice():
     assert seen == [(str(t), i + 1) for i, t in enumerate(model.asked)]
 
 
+@pytest.mark.parametrize("horizon", [7, 17, 33, 49, 64, 90])
+def test_the_cost_of_windows_is_bounded(horizon):
+    # nothing to bisect: the bias is never below delta
+    curve = gradaudit.bias_curve(geometric(0.99), delta=1e-9, kinds="window", horizon=horizon)
+    assert curve.work <= 1 + 7.5 * horizon
+    assert curve["window"].horizon == horizon
+
+
 def test_the_cost_of_a_length():
     points = {one.kind: one.points for one in gradaudit.bias_curve(geometric(0.9)).curves}
     by = {kind: {point.k: point for point in some} for kind, some in points.items()}
@@ -256,6 +264,7 @@ def test_without_matplotlib_the_remedy_is_said(monkeypatch, tmp_path):
     [
         ({"delta": 0}, "delta must be between 0 and 1, got 0"),
         ({"kinds": ["window", "randomised"]}, "no bias curve of 'randomised'"),
+        ({"kinds": "windows"}, "no bias curve of 'windows'"),
         ({"kinds": []}, "no bias curve of nothing"),
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
         ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
