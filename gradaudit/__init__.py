@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gradaudit.api import Target, assert_gradients_agree, audit, audit_all, audit_operator, audit_step
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
+    from gradaudit.lens import BiasCurve, bias_curve
     from gradaudit.options import AuditOptions
     from gradaudit.protocols import Model
     from gradaudit.recurrent import RecurrentSpec, Truncation, chunks, none, tail, window
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuditOptions",
     "AuditReport",
+    "BiasCurve",
     "Finding",
     "GradauditError",
     "GradientMismatchError",
@@ -33,6 +35,7 @@ __all__ = [
     "audit_all",
     "audit_operator",
     "audit_step",
+    "bias_curve",
     "by_step",
     "chunks",
     "load_report",
@@ -47,6 +50,7 @@ _HOMES = {
     "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step", "by_step"),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
+    "lens": ("BiasCurve", "bias_curve"),
     "options": ("AuditOptions",),
     "protocols": ("Model",),
     "recurrent": ("RecurrentSpec", "Truncation", "chunks", "none", "randomised", "tail", "tbptt", "window"),

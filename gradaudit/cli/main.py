@@ -13,9 +13,12 @@ import click
 from gradaudit.backends import registry
 from gradaudit.cli import blind as blind_command
 from gradaudit.cli import demo as demo_command
+from gradaudit.cli import target
 from gradaudit.cli.output import backends_table, progress
 from gradaudit.diagnose.table import page, rules
 from gradaudit.errors import BackendNotInstalledError, BackendVersionError, GradauditError
+from gradaudit.lens import bias_curve
+from gradaudit.protocols import SupportsTruncation
 from gradaudit.recurrent import Truncation
 from gradaudit.render.to_text import table
 
@@ -23,7 +26,7 @@ __all__ = ["cli"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_USAGE, _BACKEND_MISSING = 2, 4
+_USAGE, _INCONCLUSIVE, _BACKEND_MISSING = 2, 3, 4
 
 
 def _errors_as_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
@@ -100,6 +103,56 @@ def demo(
         outcome.report.save(json_path)
         click.echo(f"\nsaved to {json_path}")
     sys.exit(0 if outcome.reproduced else 1)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--delta", default=0.1, show_default=True, help="The relative bias to stay below.")
+@click.option("--kind", "kinds", multiple=True, help="window, chunks or tail, also several times.  [default: all]")
+@click.option("--horizon", default=256, show_default=True, help="The longest window that is tried.")
+@click.option("--no-full", is_flag=True, help="Do without the full gradient: bounds, by a geometric series.")
+@click.option("--steps", type=int, help="Number of steps T, if the model does not say it.")
+@click.option("--plot", "plot_path", type=click.Path(dir_okay=False), help="Draw it to this .png, .svg or .pdf.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Save it here.")
+@_errors_as_exit_codes
+def truncation(
+    model: str,
+    delta: float,
+    kinds: tuple[str, ...],
+    horizon: int,
+    no_full: bool,  # noqa: FBT001  # a flag of the command line
+    steps: int | None,
+    plot_path: str | None,
+    json_path: str | None,
+) -> None:
+    """How biased truncated gradients of MODEL are, and the k to use.
+
+    MODEL is module:object or path/to/file.py:name: a recurrent model that has with_truncation, or a function that
+    returns one. Exits with 0 when there is such a k for every kind, and with 3 when the horizon was too short for one.
+    """
+    found = target.load(model)
+    if not isinstance(found, SupportsTruncation) and callable(found):
+        found = found()
+    chosen = {"kinds": kinds} if kinds else {}
+    with progress("measuring") as advance:
+        curve = bias_curve(
+            found,
+            delta=delta,
+            horizon=horizon,
+            full=not no_full,
+            n_steps=steps,
+            name=model,
+            progress=advance,
+            **chosen,
+        )
+    click.echo(str(curve))
+    if plot_path is not None:
+        curve.plot(plot_path)
+        click.echo(f"\ndrawn to {plot_path}")
+    if json_path is not None:
+        curve.save(json_path)
+        click.echo(f"\nsaved to {json_path}")
+    sys.exit(0 if curve.answered else _INCONCLUSIVE)
 
 
 @cli.command()

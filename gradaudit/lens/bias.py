@@ -1,0 +1,242 @@
+"""How biased is a truncated gradient, and how long must the truncation be? See Aicher, Foti & Fox (2019).
+
+The gradient of ``window(k)`` is the sum of the contributions of all pairs of steps less than k apart; far pairs
+contribute less and less, in the end by a factor beta for each step further apart. So a few lengths say how much is left
+out by all others. Every gradient here is the model's own, at another truncation: nothing is derived from it a second
+time, and any model that has `gradaudit.protocols.SupportsTruncation` has a curve.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+
+from gradaudit.arrays import eps
+from gradaudit.errors import ModelContractError, OptionError
+from gradaudit.lens.curves import BiasCurve, BiasPoint, SemanticsCurve, smallest
+from gradaudit.lens.decay import Gradient, Reference, extrapolated, lengths, norms, rate
+from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation
+from gradaudit.recurrent import Truncation, none
+
+__all__ = ["bias_curve"]
+
+_Kind = Literal["window", "chunks", "tail"]
+_KINDS: tuple[_Kind, ...] = ("window", "chunks", "tail")
+#: The cost of windows grows with k; beyond this one they cost more than a look at the bias should.
+_HORIZON = 256
+#: A block of pairs that is smaller than so many roundings of the whole is rounding itself.
+_ROUNDINGS = 1e3
+
+
+class _Sample(NamedTuple):
+    gradient: Gradient
+    seconds: float
+
+
+def bias_curve(
+    model: Any,
+    *,
+    delta: float = 0.1,
+    kinds: str | Collection[str] = _KINDS,
+    horizon: int = _HORIZON,
+    full: bool = True,
+    n_steps: int | None = None,
+    name: str | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> BiasCurve:
+    """The relative bias of truncated gradients against the full one, and the smallest k that keeps it below delta.
+
+    Lengths are 1, 2, 3, 4, then four to a doubling, until the bias has fallen below delta, then those that bisect to
+    the smallest such k. ``window(k)`` runs about T k steps, ``chunks(k)`` T and ``tail(k)`` k; `BiasCurve.work` says
+    what all of it ran: up to a horizon of K, windows at most ``7.5 K`` times the steps of one full gradient, and no
+    more than log2(K) windows to bisect. Between these lengths nothing is measured.
+
+    Args:
+        model: a recurrent model that has ``with_truncation``, see `gradaudit.protocols.SupportsTruncation`: the
+            built-in networks of every backend, whatever they declare; or your own.
+        delta: the relative bias to stay below, between 0 and 1.
+        kinds: one or some of ``window``, ``chunks``, ``tail``; in this order in the result.
+        horizon: the longest window that is tried. The others cost no more than the full gradient each, and are
+            followed to T.
+        full: compare with the full gradient. If False, because it would take too much memory, the longest window K
+            stands for it, and what is left out beyond is bounded by a geometric series (Aicher, Foti & Fox 2019): with
+            G the last block of w ages, ``rem = ||G|| beta^w / (1 - beta^w)``, and ``(||g_K - g_k|| + rem) /
+            (||g_K|| - rem)`` is reported as the bias. No kind is then followed beyond the horizon.
+        n_steps: T, for a model without ``sizes()["steps"]``.
+        name: of the model in the result.
+        progress: called with what is measured, and the number of gradients so far.
+
+    Raises:
+        ModelContractError: the model has no ``with_truncation``, or its full gradient is zero or not finite.
+        OptionError: a delta, kind, horizon or number of steps out of range, or no number of steps.
+    """
+    if not isinstance(model, SupportsTruncation) or not isinstance(model, Model):
+        msg = f"a {type(model).__name__} has no truncation of its own that could be changed"
+        hint = "a built-in network, or a model with parameters(), value_and_grad(p) and with_truncation(t)"
+        raise ModelContractError(msg, where="bias_curve()", hint=hint)
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    _check(delta, kinds, horizon)
+    started = time.perf_counter()
+    steps = _n_steps(model, n_steps)
+    lens = _Lens(model, delta=delta, n_steps=steps, horizon=min(horizon, steps), full=full, progress=progress)
+    # without the full gradient, the windows come first: the longest of them stands for it
+    found = {kind: lens.curve(kind) for kind in _KINDS if kind in kinds or (kind == "window" and not full)}
+    return BiasCurve(
+        target=name or type(model).__name__,
+        delta=delta,
+        n_steps=steps,
+        full=full,
+        curves=tuple(curve for kind, curve in found.items() if kind in kinds),
+        gradients=lens.gradients,
+        work=lens.work,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check(delta: float, kinds: Collection[str], horizon: int) -> None:
+    if not 0 < delta < 1:
+        msg = f"delta must be between 0 and 1, got {delta}"
+        raise OptionError(msg, where="delta", hint="delta=0.1: a tenth of the gradient may be missing")
+    unknown = [kind for kind in kinds if kind not in _KINDS]
+    if unknown or not kinds:
+        msg = f"no bias curve of {', '.join(map(repr, unknown)) or 'nothing'}"
+        raise OptionError(msg, where="kinds", hint=f"some of {', '.join(_KINDS)}")
+    if horizon < 1:
+        msg = f"horizon must be at least 1, got {horizon}"
+        raise OptionError(msg, where="horizon", hint=f"horizon={_HORIZON}")
+
+
+def _n_steps(model: Model, given: int | None) -> int:
+    steps = model.sizes().get("steps") if given is None and isinstance(model, SupportsSizes) else given
+    if steps is None:
+        msg = f"a {type(model).__name__} does not say how many steps it has"
+        raise OptionError(msg, where="n_steps", hint="n_steps=T, or sizes() with 'steps'")
+    if steps < 1:
+        msg = f"n_steps must be at least 1, got {steps}"
+        raise OptionError(msg, where="n_steps", hint="n_steps=T")
+    return steps
+
+
+class _Lens:
+    """Measures one kind after the other, and counts."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        delta: float,
+        n_steps: int,
+        horizon: int,
+        full: bool,
+        progress: Callable[[str, int], None] | None,
+    ) -> None:
+        self._model, self._parameters = model, model.parameters()
+        self._delta, self._n_steps, self._horizon, self._full = delta, n_steps, horizon, full
+        self._progress = progress
+        self.gradients, self.work = 0, 0.0
+        self._whole = self._sample(none()) if full else None
+        self._reference = Reference(self._whole.gradient if self._whole else ())
+
+    def curve(self, kind: _Kind) -> SemanticsCurve:
+        """One kind: followed until it stays below delta; then where it begins to."""
+        samples: dict[int, _Sample] = {}
+        beta = None
+        for some in lengths(self._n_steps if self._full and kind != "window" else self._horizon):
+            samples |= {k: self._of(kind, k) for k in some}
+            if kind == "window":
+                beta = self._look_beyond(samples)
+            if self._stays(samples):
+                break
+        horizon = max(samples)
+        self._bisect(kind, samples)
+        points = tuple(self._point(kind, k, samples[k]) for k in sorted(samples))
+        return SemanticsCurve(
+            kind=kind,
+            points=points,
+            k=(k := smallest(points, self._delta)),
+            horizon=horizon,
+            beta=beta,
+            extrapolated=None if k else self._extrapolated(points[-1], beta),
+        )
+
+    def _of(self, kind: _Kind, k: int) -> _Sample:
+        whole = self._whole if k == self._n_steps else None
+        return whole or self._sample(Truncation(kind, k))
+
+    def _sample(self, truncation: Truncation) -> _Sample:
+        model = cast("SupportsTruncation", self._model).with_truncation(truncation)
+        started = time.perf_counter()
+        _, found = model.value_and_grad(self._parameters)
+        seconds = time.perf_counter() - started
+        self.gradients += 1
+        self.work += _work(truncation, self._n_steps)
+        if self._progress is not None:
+            self._progress(str(truncation), self.gradients)
+        zeros = {name: np.zeros(p.shape) for name, p in self._parameters.items()}
+        tensors = (zeros[name] if (g := found[name]) is None else g for name in zeros)
+        gradient = tuple(np.asarray(tensor, np.float64).ravel() for tensor in tensors)
+        size = norms(gradient)[0]
+        if not np.isfinite(size) or (size == 0 and not truncation.cuts(self._n_steps)):
+            msg = f"the gradient with {truncation} has norm {size}: no bias is relative to that"
+            raise ModelContractError(msg, where="value_and_grad()", hint="measure where it is finite and not zero")
+        return _Sample(gradient, seconds)
+
+    def _look_beyond(self, windows: dict[int, _Sample]) -> float | None:
+        """Beta; without the full gradient, what stands for it, too."""
+        gradients = {k: sample.gradient for k, sample in windows.items()}
+        longest = max(gradients)
+        dtype = next(iter(self._parameters.values())).dtype
+        floor = _ROUNDINGS * eps(dtype) * float(norms(gradients[longest])[0])
+        if not self._full:
+            whole = longest == self._n_steps
+            self._reference = Reference(gradients[longest]) if whole else extrapolated(gradients, floor)
+        return rate(gradients, floor)
+
+    def _below(self, sample: _Sample) -> bool:
+        return bool(self._reference.bias(sample.gradient)[0] < self._delta)
+
+    def _stays(self, samples: dict[int, _Sample]) -> bool:
+        """Whether the two longest are below delta: one may be by chance, a bias need not fall with every step."""
+        last = sorted(samples)[-2:]
+        return last[-1] == self._n_steps or (len(last) > 1 and all(self._below(samples[k]) for k in last))
+
+    def _bisect(self, kind: _Kind, samples: dict[int, _Sample]) -> None:
+        """Between the last length that is too biased and the next one that was looked at."""
+        known = [0, *sorted(samples)]
+        low = [k for k in known if k == 0 or not self._below(samples[k])][-1]
+        if low == known[-1]:
+            return
+        high = known[known.index(low) + 1]
+        while high - low > 1:
+            middle = (low + high) // 2
+            samples[middle] = self._of(kind, middle)
+            low, high = (low, middle) if self._below(samples[middle]) else (middle, high)
+
+    def _extrapolated(self, longest: BiasPoint, beta: float | None) -> int | None:
+        """Where the bias would be delta if it went on falling by beta a step; at T it is zero."""
+        if beta is None or not 0 < beta < 1 or not np.isfinite(longest.bias):
+            return None
+        further = np.log(self._delta / longest.bias) / np.log(beta)
+        return min(self._n_steps, longest.k + max(1, int(np.ceil(further))))
+
+    def _point(self, kind: _Kind, k: int, sample: _Sample) -> BiasPoint:
+        truncation = Truncation(kind, k)
+        total, *each = map(float, self._reference.bias(sample.gradient))
+        segments = truncation.segments(self._n_steps)
+        return BiasPoint(
+            k=k,
+            bias=total,
+            parameters=dict(zip(self._parameters, each, strict=True)),
+            work=_work(truncation, self._n_steps),
+            held=int((segments[:, 2] - segments[:, 0]).max()),
+            seconds=sample.seconds,
+        )
+
+
+def _work(truncation: Truncation, n_steps: int) -> float:
+    """Steps in all its segments, in sequences of n_steps."""
+    segments = truncation.segments(n_steps)
+    return float((segments[:, 2] - segments[:, 0]).sum()) / n_steps
