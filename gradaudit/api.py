@@ -8,10 +8,11 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from gradaudit import across, auditor, operators, steps
+from gradaudit import across, auditor, operators
 from gradaudit.backends import registry
 from gradaudit.compare import Verdict
 from gradaudit.errors import GradientMismatchError
+from gradaudit.lens import by_step as view
 from gradaudit.mapping import PortMapping
 from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
@@ -191,7 +192,7 @@ def by_step(
     loss: Callable[..., Any] | None = None,
     gradient: Callable[..., Any] | bool | None = None,
     **options: Unpack[Options],
-) -> steps.StepView:
+) -> view.StepView:
     """Where along time is the gradient right? A cliff is a truncated tail, saw teeth are chunks, a slope vanishes.
 
     Args:
@@ -208,7 +209,7 @@ def by_step(
         OptionError: no such tensor or axis; a loss without numeric derivatives; too small a budget.
     """
     model = registry.model_of(target, at, loss=loss, gradient=gradient)
-    return steps.by_step(model, tensor, axis, options_of(options))
+    return view.by_step(model, tensor, axis, options_of(options))
 
 
 def assert_gradients_agree(

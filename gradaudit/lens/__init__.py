@@ -1,4 +1,4 @@
-"""What a truncation in time does to a gradient: the bias of every length."""
+"""Gradients along time: where they are right, and what a truncation does to them."""
 
 from gradaudit.lens.bias import bias_curve
 from gradaudit.lens.curves import BiasCurve, BiasPoint, SemanticsCurve
