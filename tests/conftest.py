@@ -30,8 +30,11 @@ def tested() -> list[str]:
     return [n for n in registry.names() if registry.installed_version(n)] if asked is None else asked
 
 
-#: It compares all frameworks; the header says which are not tested.
-collect_ignore = [] if set(registry.names()) <= set(tested()) else ["backends/test_ports.py"]
+#: One compares all frameworks, the other imports its own; the header says which are not tested.
+collect_ignore = [
+    *([] if set(registry.names()) <= set(tested()) else ["backends/test_ports.py"]),
+    *([] if "pytensor" in tested() else ["backends/test_pytensor.py"]),
+]
 
 
 def pytest_configure(config):
