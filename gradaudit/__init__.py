@@ -9,9 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradaudit.api import Target, assert_gradients_agree, audit, audit_all, audit_operator, audit_step
+    from gradaudit.api import (
+        Target,
+        assert_gradients_agree,
+        audit,
+        audit_all,
+        audit_operator,
+        audit_step,
+        identify_truncation,
+    )
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
+    from gradaudit.lens.identify import Identified
     from gradaudit.options import AuditOptions
     from gradaudit.protocols import Model
     from gradaudit.recurrent import RecurrentSpec, Truncation, chunks, none, tail, window
@@ -23,6 +32,7 @@ __all__ = [
     "Finding",
     "GradauditError",
     "GradientMismatchError",
+    "Identified",
     "Model",
     "RecurrentSpec",
     "Target",
@@ -34,6 +44,7 @@ __all__ = [
     "audit_operator",
     "audit_step",
     "chunks",
+    "identify_truncation",
     "load_report",
     "none",
     "tail",
@@ -41,9 +52,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step"),
+    "api": (
+        "Target",
+        "assert_gradients_agree",
+        "audit",
+        "audit_all",
+        "audit_operator",
+        "audit_step",
+        "identify_truncation",
+    ),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
+    "lens.identify": ("Identified",),
     "options": ("AuditOptions",),
     "protocols": ("Model",),
     "recurrent": ("RecurrentSpec", "Truncation", "chunks", "none", "tail", "window"),

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple, final
 
 import numpy as np
 
-from gradaudit.arrays import Array
 from gradaudit.lens.hypotheses import Rows, candidates, distinct, first_uses, of_last_loss
 from gradaudit.lens.probe import Probe
 
@@ -123,15 +122,10 @@ class _Influence:
     def row(self, step: int) -> _Row:
         """What happens when the inputs of the steps s..T are replaced."""
         if step not in self.rows:
-            changed = self.changed(step)
+            changed = self.probe.changed(step)
             first = int(np.argmax(changed)) + 1 if changed.any() else step + 1
             self.rows[step] = _Row(first, first == 1 or self.is_cut(first - 1, step))
         return self.rows[step]
-
-    def changed(self, step: int) -> Array:
-        """Whether the gradients of the steps 1..s change, (s,)."""
-        one, other = self.probe.gradient(), self.probe.gradient(step)
-        return np.asarray(np.any(one[:step] != other[:step], axis=1))
 
     def is_cut(self, use: int, step: int) -> bool:
         """Whether the derivative at the step u does change with the inputs s..T, so much that its gradient should."""
@@ -170,7 +164,7 @@ class _Influence:
         kept, cut, step = use, self.probe.n_steps + 1, 1
         while cut - kept > 1:
             at = min(kept + step, cut - 1)
-            if self.changed(at)[use - 1]:
+            if self.probe.changed(at)[use - 1]:
                 kept, step = at, 2 * step
             else:
                 cut, step = at, max(1, (at - kept) // 2)

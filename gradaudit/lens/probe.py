@@ -133,6 +133,17 @@ class Probe:
             self._slopes[key] = Slope(float(value), float(error))
         return self._slopes[key]
 
+    def changed(self, replaced: int) -> Array:
+        """Whether the gradients of the steps 1..s change with the inputs of the steps s = ``replaced`` to T: (s,)."""
+        one, other = self.gradient(), self.gradient(replaced)
+        return np.asarray(np.any(one[:replaced] != other[:replaced], axis=1))
+
+    def moved(self, first: int, last: int) -> NamedArrays:
+        """The parameters of the numeric model with the inputs of the steps ``first`` to ``last`` replaced."""
+        support = {self.name: self._support(first, last)}
+        direction = Direction(label="replaced", scales=support, seed=self.seed + _REPLACING)
+        return displace(self.numeric.parameters(), Point(direction, self._distance))
+
     def _sampler(self, replaced: int) -> Sampler:
         model = self.numeric
         if replaced:

@@ -109,7 +109,8 @@ def hypotheses(fits: Fits) -> Rows:
         part[fits.allowed[uses - 1, reaches(part, uses, n_steps)].all(axis=1)]
         for part in (rows[i : i + _AT_ONCE] for i in range(0, len(rows), _AT_ONCE))
     ]
-    return np.concatenate(kept) if kept else rows
+    found = np.concatenate(kept) if kept else rows
+    return found[np.lexsort(found.T[[1, 2, 0]])]
 
 
 def unnoticed(fits: Fits) -> int | None:
