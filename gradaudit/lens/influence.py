@@ -84,7 +84,7 @@ def last_wrong(probe: Probe) -> tuple[int | None, bool]:
     """The last step whose gradient is not the derivative of the loss, and whether the numbers could say.
 
     Blocks of 1, 2, 4, ... steps from the end are moved together, each along random signs; the first that is wrong is
-    halved. Six losses a block: 6 (log2 T + 1) if none is wrong, at most twice as many.
+    halved. Six losses a block: 6 (log2 T + 1) if none is wrong, at most twice as many; and eight for the noise.
     """
     end, size, resolved = probe.n_steps, 1, True
     while end > 0:
@@ -152,10 +152,10 @@ class _Influence:
     def _of_last_loss(self, wrong: int) -> Found:
         n_steps, row = self.probe.n_steps, self.row(self.probe.n_steps)
         alive = np.any(self.probe.gradient() != 0, axis=1)
-        if alive[: row.first - 1].any() or row.first > wrong + 1:
-            return Found("none", _NO_ROWS, 0, "with a loss at the last step only, what is cut has no gradient at all")
         if not row.exact:
             return Found("unclear", _NO_ROWS, n_steps - wrong, "what is missing is too small to tell from rounding")
+        if not 1 < row.first <= wrong + 1 or alive[: row.first - 1].any():
+            return Found("none", _NO_ROWS, 0, "with a loss at the last step only, what is cut has no gradient at all")
         covered = n_steps - row.first + 1
         return Found("truncated", of_last_loss(covered, n_steps), covered)
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, eps
 from gradaudit.direction import Direction, Point, displace
-from gradaudit.lens.slopes import NODES, richardson
+from gradaudit.lens.slopes import NEARBY, NODES, richardson
 from gradaudit.measure.baseline import gradient_at
 from gradaudit.numeric.budget import Budget
+from gradaudit.numeric.noise import cluster_residual
 from gradaudit.numeric.sampler import Sampler
 from gradaudit.protocols import Model, SupportsAt
 
@@ -129,9 +130,15 @@ class Probe:
         if key not in self._slopes:
             points = [Point(self._direction(first, last), t) for t in NODES]
             losses, _ = self._sampler(replaced).values(points, "identifying")
-            value, error = richardson(losses, eps(self.digits), float(np.abs(losses).max()))
+            value, error = richardson(losses, max(self._noise, eps(self.digits) * float(np.abs(losses).max())))
             self._slopes[key] = Slope(float(value), float(error))
         return self._slopes[key]
+
+    @cached_property
+    def _noise(self) -> float:
+        """The rounding of one loss, which can be a small difference of large numbers; eight losses."""
+        points = [Point(self._direction(1, self.n_steps), t) for t in NEARBY]
+        return cluster_residual(NEARBY, self._sampler(0).values(points, "identifying")[0])
 
     def changed(self, replaced: int) -> Array:
         """Whether the gradients of the steps 1..s change with the inputs of the steps s = ``replaced`` to T: (s,)."""

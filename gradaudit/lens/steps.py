@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from gradaudit.arrays import Array
 from gradaudit.lens.hypotheses import Rows, candidates, reaches
-from gradaudit.lens.slopes import NODES, richardson
+from gradaudit.lens.slopes import NEARBY, NODES, richardson
+from gradaudit.numeric.noise import cluster_residual
 
 __all__ = ["Fits", "by_step_losses", "fitting", "hypotheses", "owed", "unnoticed"]
 
@@ -43,7 +44,7 @@ class Fits:
 def by_step_losses(
     losses: Callable[[Array], Array], inputs: Array, gradient: Array, *, seed: int = 0, eps: float = 2.0**-52
 ) -> Fits:
-    """Compare d loss / d x_t with the sums of d loss_s / d x_t over s = t..e, for all t and e; 6 T evaluations.
+    """Compare d loss / d x_t with the sums of d loss_s / d x_t over s = t..e, for all t and e; 6 T + 8 evaluations.
 
     Args:
         losses: inputs (K, T, ...) -> step losses (K, T).
@@ -67,6 +68,7 @@ def owed(losses: Callable[[Array], Array], inputs: Array, moves: Array, eps: flo
     """The derivative along the move of input t of the losses up to e, and its error: both (T, T+1), e = 0..T."""
     n_steps = len(inputs)
     found, errors = np.zeros((2, n_steps, n_steps + 1))
+    noise = _noise(losses, inputs, moves)
     at_once = max(1, _MOST_NUMBERS // (len(NODES) * inputs.size))
     for start in range(0, n_steps, at_once):
         steps = np.arange(start, min(start + at_once, n_steps))
@@ -78,9 +80,16 @@ def owed(losses: Callable[[Array], Array], inputs: Array, moves: Array, eps: flo
             values = values.reshape(len(NODES), len(steps), n_steps)
             # differences at steps before t are zero exactly, or rounding where a batch rounds by its place
             sums = np.cumsum(np.where(np.arange(n_steps) < steps[:, None], 0, values - values[:1]), axis=2)
-            largest = np.abs(values).max(axis=(0, 2))[:, None]
-            found[steps, 1:], errors[steps, 1:] = richardson(sums, eps, largest)
+            rounding = np.maximum(noise, eps * np.abs(values).max(axis=(0, 2)))[:, None]
+            found[steps, 1:], errors[steps, 1:] = richardson(sums, rounding)
     return found, errors
+
+
+def _noise(losses: Callable[[Array], Array], inputs: Array, moves: Array) -> float:
+    """The rounding of the noisiest step loss: a cross-entropy can be a small difference of large numbers."""
+    with np.errstate(all="ignore"):
+        values = np.asarray(losses(inputs + np.multiply.outer(NEARBY, moves)), np.float64)
+    return max(cluster_residual(NEARBY, step) for step in values.T)
 
 
 def fitting(analytic: Array, sums: Array, errors: Array, *, relative: float) -> Fits:
