@@ -9,13 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradaudit.api import Target, assert_gradients_agree, audit, audit_all, audit_operator, audit_step
+    from gradaudit.api import (
+        Target,
+        assert_gradients_agree,
+        audit,
+        audit_all,
+        audit_operator,
+        audit_step,
+        by_step,
+        identify_truncation,
+    )
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
     from gradaudit.lens import BiasCurve, bias_curve
+    from gradaudit.lens.identify import Identified
     from gradaudit.options import AuditOptions
     from gradaudit.protocols import Model
-    from gradaudit.recurrent import RecurrentSpec, Truncation, chunks, none, tail, window
+    from gradaudit.recurrent import RecurrentSpec, Truncation, chunks, none, randomised, tail, tbptt, window
     from gradaudit.report import AuditReport, Finding, load_report
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "Finding",
     "GradauditError",
     "GradientMismatchError",
+    "Identified",
     "Model",
     "RecurrentSpec",
     "Target",
@@ -38,6 +49,7 @@ __all__ = [
     "bias_curve",
     "by_step",
     "chunks",
+    "identify_truncation",
     "load_report",
     "none",
     "randomised",
@@ -47,10 +59,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step", "by_step"),
+    "api": (
+        "Target",
+        "assert_gradients_agree",
+        "audit",
+        "audit_all",
+        "audit_operator",
+        "audit_step",
+        "by_step",
+        "identify_truncation",
+    ),
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
     "lens": ("BiasCurve", "bias_curve"),
+    "lens.identify": ("Identified",),
     "options": ("AuditOptions",),
     "protocols": ("Model",),
     "recurrent": ("RecurrentSpec", "Truncation", "chunks", "none", "randomised", "tail", "tbptt", "window"),

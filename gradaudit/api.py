@@ -1,10 +1,10 @@
-"""The public calls: `audit`, `audit_all`, `audit_operator`, `audit_step`, `by_step`, `assert_gradients_agree`."""
+"""The public calls: `audit` and its kin, `assert_gradients_agree`, `by_step`, `identify_truncation`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import Unpack
 
@@ -13,12 +13,22 @@ from gradaudit.backends import registry
 from gradaudit.compare import Verdict
 from gradaudit.errors import GradientMismatchError
 from gradaudit.lens import by_step as view
+from gradaudit.lens.identify import Identified, StepLosses, identify
 from gradaudit.mapping import PortMapping
 from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
 from gradaudit.report import AuditReport
 
-__all__ = ["Target", "assert_gradients_agree", "audit", "audit_all", "audit_operator", "audit_step", "by_step"]
+__all__ = [
+    "Target",
+    "assert_gradients_agree",
+    "audit",
+    "audit_all",
+    "audit_operator",
+    "audit_step",
+    "by_step",
+    "identify_truncation",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +240,61 @@ def assert_gradients_agree(
     if report.verdict is not Verdict.AGREE:
         raise GradientMismatchError(report)
     return report
+
+
+def identify_truncation(
+    target: Any,
+    at: Any = None,
+    *,
+    inputs: str = "x",
+    axis: int = 0,
+    loss: Callable[..., Any] | None = None,
+    gradient: Callable[..., Any] | bool | None = None,
+    step_losses: StepLosses | None = None,
+    batched: bool = False,
+    losses: Literal["all", "last"] | None = None,
+    seed: int = 0,
+    max_evaluations: int = 20_000,
+) -> Identified:
+    """Which truncation in time is this gradient of: tail, window, chunks or tbptt, at which k; or of none?
+
+    What is differentiated must have an axis of time: give the inputs among the parameters, or one copy of a weight for
+    each step. Where step losses can be read, for up to 500 steps: ``d loss_s / d x_t`` by differences for all pairs,
+    6 T + 9 losses. Otherwise: inputs are replaced from some step on, and what of the earlier gradient changes, to the
+    last bit, depends on them; with about 20 to 250 losses and 20 gradients, at any T. The second way takes it that the
+    loss is a sum over the steps, and that time runs one way.
+
+    Args:
+        target: as in `audit`.
+        at: as in `audit`.
+        inputs: the name of the tensor with an axis of time.
+        axis: which of its axes that is.
+        loss: as in `audit`.
+        gradient: as in `audit`.
+        step_losses: a function of the parameters, NumPy arrays by name (float64 where the model has a float64 twin or
+            is NumPy's), that returns what each step adds to the loss, (T,). Not needed where the model has one.
+        batched: whether it takes K copies of the inputs at once, on a leading axis, and returns (K, T).
+        losses: where they cannot be read: which steps have a loss, ``"all"`` or ``"last"``, if it is known. With a loss
+            at the last step only, the class is all that can be known: how many last steps are differentiated.
+        seed: of the displacements.
+        max_evaluations: losses at most.
+
+    Raises:
+        AmbiguousBackendError: no framework, or more than one, recognises the target.
+        ModelContractError: the model breaks its contract.
+        OptionError: there is no such tensor, axis or word, or it has fewer than three steps.
+    """
+    model = registry.model_of(target, at, loss=loss, gradient=gradient)
+    return identify(
+        model,
+        inputs=inputs,
+        axis=axis,
+        step_losses=step_losses,
+        batched=batched,
+        losses=losses,
+        seed=seed,
+        max_evaluations=max_evaluations,
+    )
 
 
 def _name(target: Any) -> str:

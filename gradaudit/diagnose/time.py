@@ -6,8 +6,9 @@ import numpy as np
 
 from gradaudit.arrays import global_norm
 from gradaudit.compare import Verdict
-from gradaudit.diagnose.cut import blame, times
+from gradaudit.diagnose.cut import Blamed, blame, times
 from gradaudit.diagnose.evidence import Evidence
+from gradaudit.diagnose.reach import Reach, reach, steps_of
 from gradaudit.measure.plan import scales
 from gradaudit.recurrent import Truncation
 from gradaudit.render.to_text import number
@@ -20,6 +21,13 @@ _LEAST_STEPS = 3
 _INSTEAD = {
     "tail": "cut the state only, every k steps (chunks(k))",
     "randomised": "a smaller p; the mean over many seeds has no bias",
+}
+#: What the kinds without a cliff keep.
+_KEPT = {
+    "window": "Each loss goes back {k}",
+    "chunks": "The backward pass ends at the state before every block of {k}",
+    "tbptt": "The losses of every {k1} go back {k} from the last of them",
+    "tail": "The backward pass covers the last {k} only",
 }
 _ACCEPTED = "You accepted this truncation; the verdict is that of the gradient given its cuts."
 
@@ -107,27 +115,30 @@ def not_as_declared(evidence: Evidence) -> Finding | None:
 
 
 def truncated(evidence: Evidence) -> Finding | None:
-    """GA104: the gradient by time is exactly zero for all steps but the last k, and right in those.
+    """GA104: the gradient by time is that of truncated back-propagation: right in the last steps only.
 
     Seen where a tensor with an axis of time, for example the inputs, is audited as a parameter. Truncation of the
-    last k steps (Theano's ``truncate_gradient``) makes a cliff; a gradient that vanishes makes a slope.
+    last k steps (Theano's ``truncate_gradient``) makes a cliff of exact zeros; a gradient that vanishes makes a slope.
+    Others show in which inputs the gradient of a step depends on, to the last bit.
     """
     wrong = evidence.wrong()
     cliffs = {name: cliff for name in wrong if (cliff := _cliff(evidence, name)) is not None}
-    if not cliffs or len(set(cliffs.values())) > 1:
-        return None
-    k, n_steps = next(iter(cliffs.values()))
+    if cliffs and len(set(cliffs.values())) == 1:
+        return _at_the_end(evidence, wrong, list(cliffs), *next(iter(cliffs.values())))
+    found = None if cliffs or not wrong else reach(evidence, wrong)
+    return None if found is None else _in_between(evidence, wrong, found)
+
+
+def _at_the_end(evidence: Evidence, wrong: list[str], names: list[str], k: int, n_steps: int) -> Finding:
     blamed = blame(evidence, wrong)
-    at = "" if blamed is None else f", cut at {', '.join(dict.fromkeys(cut.place for cut in blamed.cuts))}"
-    lines = "" if blamed is None else f" The backward pass is cut by {', '.join(map(times, blamed.cuts))}."
     last, of_k = ("in the last one", "step") if k == 1 else (f"in the last {k:,}", f"{k:,} steps")
     return Finding(
         code="GA104",
-        title=f"truncated in time, tail, k = {k}{at}",
+        title=f"truncated in time, tail, k = {k}{_at(blamed)}",
         confidence="consistent" if blamed is None else "proven",
-        sentence=f"The gradient of {', '.join(cliffs)} is exactly zero in the first {n_steps - k:,} of {n_steps:,} "
+        sentence=f"The gradient of {', '.join(names)} is exactly zero in the first {n_steps - k:,} of {n_steps:,} "
         f"steps, where the loss does depend on it, and right {last}: the backward pass covers the last {of_k} "
-        f"only.{lines}",
+        f"only.{_cut_by(blamed)}",
         evidence="A cliff, not the slope of a gradient that vanishes." if blamed is None else blamed.shown,
         remedy="If this is meant, remember that losses at earlier steps contribute nothing (if only the last step has "
         "a loss, it is any truncation after k steps). If not: let the backward pass cover all steps, or cut the state "
@@ -137,16 +148,56 @@ def truncated(evidence: Evidence) -> Finding | None:
     )
 
 
+def _in_between(evidence: Evidence, wrong: list[str], found: Reach) -> Finding:
+    blamed = blame(evidence, wrong)
+    first = found.fit[0]
+    numbers = {"steps": float(found.n_steps)}
+    if len(found.fit) == 1:
+        numbers |= {"k": float(first.k or 0)} | ({} if first.k1 is None else {"k1": float(first.k1)})
+        what = f"{first.kind}, {'' if first.k1 is None else f'k1 = {first.k1}, '}k = {first.k}"
+        kept = _KEPT[first.kind].format(k=_steps(first.k or 1), k1=_steps(first.k1 or 1))
+    else:
+        what = " or ".join(map(str, found.fit))
+        kept = "What tells these apart is below rounding here"
+    return Finding(
+        code="GA104",
+        title=f"truncated in time, {what}{_at(blamed)}",
+        confidence="consistent" if blamed is None else "proven",
+        sentence=f"The gradient of {found.name} is right in the last of {found.n_steps:,} steps and wrong before them: "
+        f"it does not contain later losses that do depend on it. {kept}.{_cut_by(blamed)}",
+        evidence="With later inputs replaced, the gradients of exactly those steps change for which this truncation "
+        "keeps a later loss."
+        if blamed is None
+        else blamed.shown,
+        remedy="If this is meant, know its bias: what reaches further back does not count. If not: let the backward "
+        "pass cover all steps, or more of them.",
+        parameters=tuple(wrong if blamed is None else blamed.names),
+        numbers=numbers,
+    )
+
+
+def _steps(k: int) -> str:
+    return "step" if k == 1 else f"{k:,} steps"
+
+
+def _at(blamed: Blamed | None) -> str:
+    return "" if blamed is None else f", cut at {', '.join(dict.fromkeys(cut.place for cut in blamed.cuts))}"
+
+
+def _cut_by(blamed: Blamed | None) -> str:
+    return "" if blamed is None else f" The backward pass is cut by {', '.join(map(times, blamed.cuts))}."
+
+
 def _cliff(evidence: Evidence, name: str) -> tuple[int, int] | None:
     """How many last steps of how many have a gradient, along the first axis where that is so and is right."""
     gradient = evidence.baseline.gradients[name]
     if gradient is None or not np.isfinite(gradient).all():
         return None
-    steps = evidence.sizes.get("steps")
-    for axis, n in enumerate(gradient.shape):
+    for axis in steps_of(evidence, gradient.shape, _LEAST_STEPS):
+        n = gradient.shape[axis]
         alive = np.any(gradient != 0, axis=tuple(i for i in range(gradient.ndim) if i != axis))
         first = int(np.argmax(alive))
-        if n < _LEAST_STEPS or not first > 0 or not alive[first:].all() or (steps is not None and n != steps):
+        if not first > 0 or not alive[first:].all():
             continue
         shape = [n if i == axis else 1 for i in range(gradient.ndim)]
         late = (np.arange(n) >= first).astype(float).reshape(shape)

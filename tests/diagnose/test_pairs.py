@@ -25,6 +25,7 @@ from gradaudit.recurrent import (
     window,
 )
 from tests.core.models import mlp, of, replaced, times
+from tests.truncated import network
 
 SPEC = RecurrentSpec(n_features=2, n_classes=3, activation="tanh")
 DATA = random_sequences(SPEC, n_sequences=4, n_steps=30, seed=0, dtype="float64")
@@ -699,3 +700,40 @@ def test_an_infinite_derivative_condemns_nobody():
         report = gradaudit.audit(model)
     assert report.verdict is Verdict.INCONCLUSIVE
     assert "numeric derivative is finite" not in report.findings[0].sentence
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("truncation", "words"),
+    [
+        (window(5), "window, k = 5"),
+        (chunks(7), "chunks, k = 7"),
+        (tbptt(3, 7), "tbptt, k1 = 3, k = 7"),
+    ],
+    ids=str,
+)
+def test_truncations_without_a_cliff_are_named(truncation, words, dtype):
+    model, _ = network(truncation, dtype=dtype)
+    report = gradaudit.audit(model)
+    (finding,) = report.findings
+    assert (finding.code, finding.confidence) == ("GA104", "consistent")
+    assert finding.title == f"truncated in time, {words}"
+    assert (finding.numbers["k"], finding.numbers["steps"]) == (truncation.k, 24)
+    assert finding.numbers.get("k1") == truncation.k1
+
+
+@pytest.mark.parametrize(
+    ("truncation", "change"),
+    [
+        (none(), lambda g: g),
+        (none(), lambda g: 1.01 * g),
+        (none(), lambda g: g * (np.arange(24) != 4)[:, None, None]),
+        (window(5), lambda g: 1.01 * g),
+        (window(5), lambda g: g + (np.arange(24) == 21)[:, None, None]),
+    ],
+    ids=["right", "a factor", "a hole", "truncated, and a factor", "truncated, and an error"],
+)
+@pytest.mark.parametrize("recurrent", [0.9, 1e-3], ids=["remembers", "vanishes"])
+def test_no_truncation_without_a_cliff_is_seen_where_it_does_not_explain_all(truncation, change, recurrent):
+    model, _ = network(truncation, change=change, recurrent=recurrent)
+    assert "GA104" not in {finding.code for finding in gradaudit.audit(model).findings}

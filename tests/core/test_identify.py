@@ -1,0 +1,183 @@
+"""Which truncation is it? Each kind is found, at its k; what is none stays none; what cannot be known is not said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradaudit
+from gradaudit.errors import OptionError
+from gradaudit.lens.hypotheses import candidates, distinct, first_uses, of_last_loss, reaches, truncation
+from gradaudit.recurrent import chunks, none, tail, tbptt, window
+from tests.truncated import network
+
+TRUNCATIONS = [tail(3), window(1), window(5), chunks(6), chunks(7), tbptt(3, 7), tbptt(5, 5), tbptt(4, 12)]
+
+
+@pytest.mark.parametrize("n_steps", [5, 12, 13])
+def test_hypotheses_are_the_truncations_by_definition(n_steps):
+    steps = np.arange(1, n_steps + 1)
+    every = [kind(k) for kind in (tail, window, chunks) for k in range(1, n_steps)]
+    every += [tbptt(k1, k) for k in range(1, n_steps) for k1 in range(1, k + 1)]
+    wanted = {tuple(t.reach(n_steps).tolist()) for t in every}
+    for use in (1, n_steps // 2):
+        rows = candidates(use, [0, *range(use, n_steps)], n_steps)
+        found = [truncation(row) for row in rows]
+        assert len(set(found)) == len(found)
+        for reach, first, t in zip(reaches(rows, steps, n_steps), first_uses(rows, steps, n_steps), found, strict=True):
+            assert reach.tolist() == t.reach(n_steps).tolist()
+            kept = t.pairs(n_steps)
+            assert first.tolist() == [
+                int(np.argmax(k)) + 1 if k.any() else s + 1 for s, k in zip(steps, kept, strict=True)
+            ]
+        assert {tuple(reach) for reach in reaches(rows, steps, n_steps).tolist()} == {
+            reach for reach in wanted if reach[use - 1] < n_steps
+        }
+
+
+def test_with_one_loss_at_the_end_all_that_cover_as_much_are_one():
+    found = {truncation(row) for row in of_last_loss(4, 12)}
+    assert found == {tail(4), window(4), chunks(4), chunks(8), tbptt(2, 4), tbptt(3, 4)}
+    assert all((t.reach(12) == 12).sum() == 4 for t in found)
+    assert distinct(np.array([[1, 0, 1], [2, 0, 1]]), 12) == 1
+
+
+@pytest.mark.parametrize("truth", TRUNCATIONS, ids=str)
+def test_the_truncation_is_found_from_step_losses(truth):
+    model, step_losses = network(truth)
+    found = gradaudit.identify_truncation(model, step_losses=step_losses)
+    assert (found.status, found.truncation, found.losses) == ("truncated", truth, "all")
+    assert (found.evaluations, found.gradients) == (6 * 24 + 9, 2)
+    assert str(truth) in str(found)
+
+
+@pytest.mark.parametrize("truth", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_truncation_is_found_from_loss_and_gradient_alone(truth, dtype):
+    model, _ = network(truth, dtype=dtype)
+    found = gradaudit.identify_truncation(model)
+    assert (found.status, found.truncation) == ("truncated", truth)
+
+
+def test_what_it_costs():
+    model, _ = network(window(5))
+    found = gradaudit.identify_truncation(model)
+    assert (found.evaluations, found.gradients) == (68, 9)
+
+
+@pytest.mark.parametrize("truth", TRUNCATIONS, ids=str)
+def test_with_a_loss_at_the_last_step_the_class_is_found(truth):
+    model, step_losses = network(truth, outputs="last")
+    by_losses = gradaudit.identify_truncation(model, step_losses=step_losses)
+    by_influence = gradaudit.identify_truncation(model, losses="last")
+    for found in (by_losses, by_influence):
+        assert found.status == "truncated"
+        assert truth in found.hypotheses or truth == tbptt(1, truth.k)
+        assert found.covered == (truth.reach(24) == 24).sum()
+        assert found.losses == "last"
+        assert f"the last {found.covered} of 24 steps" in str(found)
+    assert set(by_losses.hypotheses) == set(by_influence.hypotheses)
+    unsaid = gradaudit.identify_truncation(model)
+    assert unsaid.truncation == tail(by_losses.covered)
+    assert "if only the last step has a loss" in str(unsaid)
+
+
+@pytest.mark.parametrize("recurrent", [0.9, 1e-3], ids=["remembers", "vanishes"])
+@pytest.mark.parametrize("outputs", ["all", "last"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_is_not_truncated_is_not(recurrent, outputs, dtype):
+    model, step_losses = network(none(), recurrent=recurrent, outputs=outputs, dtype=dtype)
+    for found in (
+        gradaudit.identify_truncation(model, step_losses=step_losses),
+        gradaudit.identify_truncation(model, losses=outputs),
+    ):
+        assert (found.status, found.hypotheses, found.covered) == ("not truncated", (), 24)
+
+
+def test_a_truncation_without_effect_is_none():
+    model, step_losses = network(window(9), recurrent=1e-3)
+    found = gradaudit.identify_truncation(model, step_losses=step_losses)
+    assert found.status == "not truncated"
+    assert found.unnoticed is not None
+    assert found.unnoticed <= 4
+    assert f"A window of {found.unnoticed} steps, or more, would look the same" in str(found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: 1.01 * g,
+        lambda g: g * (np.arange(24) != 4)[:, None, None],
+        lambda g: g * (np.arange(24) < 20)[:, None, None],
+    ],
+    ids=["a factor", "a hole", "the end is missing"],
+)
+def test_another_error_is_no_truncation(change):
+    model, step_losses = network(none(), change=change)
+    for found in (
+        gradaudit.identify_truncation(model, step_losses=step_losses),
+        gradaudit.identify_truncation(model),
+    ):
+        assert found.status in ("none of these", "cannot tell")
+        assert found.hypotheses == ()
+        assert found.why in str(found)
+
+
+def test_steps_that_do_not_touch_one_another_are_no_truncation():
+    """Rows of a batch look like window(1), but the loss does not couple them."""
+    c, x = np.random.default_rng(0).standard_normal((2, 20, 3))
+
+    def gradient(p):
+        g = c * np.cos(p["x"])
+        g[4] *= 2
+        return {"x": g}
+
+    model = gradaudit.api.registry.model_of(lambda p: (c * np.sin(p["x"])).sum(), {"x": x}, gradient=gradient)
+    assert gradaudit.identify_truncation(model).status == "cannot tell"
+
+
+def test_a_gradient_that_does_not_repeat_itself_tells_nothing():
+    rng = np.random.default_rng(0)
+    model, _ = network(window(5), change=lambda g: g * (1 + 1e-15 * rng.standard_normal(g.shape)))
+    found = gradaudit.identify_truncation(model)
+    assert found.status == "cannot tell"
+    assert "do not give the same gradient" in str(found)
+
+
+def test_it_keeps_to_its_budget():
+    model, step_losses = network(window(5))
+    for how in ({}, {"step_losses": step_losses}):
+        found = gradaudit.identify_truncation(model, max_evaluations=20, **how)
+        assert found.status == "cannot tell"
+        assert "max_evaluations = 20" in str(found)
+        assert found.evaluations <= 20
+
+
+def test_copies_at_once_and_another_axis_are_the_same():
+    model, step_losses = network(chunks(7))
+    base = model.parameters()["x"]
+    turned = gradaudit.api.registry.model_of(
+        lambda p: model.loss({"x": p["x"].swapaxes(0, 1)}),
+        {"x": base.swapaxes(0, 1)},
+        gradient=lambda p: {"x": model.value_and_grad({"x": p["x"].swapaxes(0, 1)})[1]["x"].swapaxes(0, 1)},
+    )
+
+    def together(p):
+        return np.stack([step_losses({"x": x.swapaxes(0, 1)}) for x in p["x"]])
+
+    assert gradaudit.identify_truncation(turned, axis=1, step_losses=together, batched=True).truncation == chunks(7)
+    assert gradaudit.identify_truncation(turned, axis=1).truncation == chunks(7)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"inputs": "z"}, "no 'z' among x"),
+        ({"axis": 1}, "no axis 1 of at least 3 steps"),
+        ({"axis": 5}, "no axis 5"),
+        ({"losses": "some"}, "unknown losses 'some'"),
+    ],
+)
+def test_bad_requests_are_refused(options, words):
+    with pytest.raises(OptionError, match=words):
+        gradaudit.identify_truncation(network()[0], **options)
