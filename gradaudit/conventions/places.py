@@ -14,13 +14,19 @@ Recipes: TypeAlias = dict[str, Callable[[NamedArrays], Array]]
 
 
 class Places(TypedDict, total=False):
-    """Where the layer is: the first model's place, then the port's."""
+    """Where the layer is: the first model's place, then the port's.
+
+    Of Flax NNX, ``nnx`` are the cells whose gates are in one tensor, ``nnx_apart`` is its ``LSTMCell``.
+    """
 
     torch: str
     keras: str
     flax: str
     nnx: str
+    nnx_apart: str
     equinox: str
+    lasagne: str
+    gradaudit: str
 
 
 def two(places: Places, known: Mapping[str, object]) -> tuple[tuple[str, str], tuple[str, str]]:
