@@ -19,7 +19,6 @@ from tests.backends.test_networks import assert_close
 
 TESTED = conftest.tested()
 N, T, D, H, C = 3, 6, 2, 4, 3
-RNG = np.random.default_rng(7)
 DATA = random_sequences(RecurrentSpec(n_features=D, n_classes=C), n_sequences=N, n_steps=T, seed=3, dtype="float64")
 X, LABELS = DATA.features, DATA.labels
 CHOSEN = np.eye(C)[LABELS]
@@ -27,7 +26,8 @@ CHOSEN = np.eye(C)[LABELS]
 
 def numbers(shapes):
     """Weights at which no gate is saturated, and no two are alike."""
-    return {name: 0.6 * RNG.standard_normal(shape) for name, shape in shapes.items()}
+    rng = np.random.default_rng(7)
+    return {name: 0.6 * rng.standard_normal(shape) for name, shape in shapes.items()}
 
 
 def network(options, weights):
