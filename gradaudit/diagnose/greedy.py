@@ -51,12 +51,33 @@ def fewest(
                 partly = [*chosen, *group], found, names
         gaps = [_gap(wrong, found.measured) for _, found in tried]
         if not gaps or min(gaps) > (1 - _PART) * gap:
-            return partly
+            return _together(wrong, chosen, left, attempt) or partly
         best, gap = tried[int(np.argmin(gaps))][0], min(gaps)
         chosen += best
         n_chosen += 1
         left = [group for group in left if group is not best]
     return partly
+
+
+def _together(
+    wrong: Sequence[str],
+    chosen: Sequence[_T],
+    left: Sequence[list[_T]],
+    attempt: Callable[[Sequence[_T]], Tried | None],
+) -> tuple[list[_T], Tried, Sequence[str]] | None:
+    """The last resort: all at once, where one alone does not come nearer along the few directions that were looked at.
+
+    With two left both are needed, since neither alone was enough; of three, one that is not needed is left out.
+    """
+    if not 1 < len(left) <= _MOST_SHARED:
+        return None
+    apart = [[g for g in left if g is not group] for group in left] if len(left) > 2 else []
+    for groups in (*apart, left):
+        everything = [*chosen, *(change for group in groups for change in group)]
+        found = attempt(everything)
+        if found is not None and agree(found.measured, wrong):
+            return everything, found, wrong
+    return None
 
 
 def agree(measured: Measurement, names: Sequence[str]) -> bool:
