@@ -99,7 +99,8 @@ class Net:
         run = LayerPass(self.spec, layer, 0, self.weights, steps, inputs, begun)
         logits = self.weights["V"].T @ run.outputs + self.weights["c"][:, None]
         cotangents = cells.cross_entropy_gradient(logits, labels, probabilities=False) * weights[:, None]
-        return run.back(self.weights["V"] @ cotangents)[1]
+        nothing = tuple(np.zeros_like(component) for component in begun)
+        return run.back(self.weights["V"] @ cotangents, nothing)[1]
 
     def states(self, x: Array) -> tuple[Array, ...]:
         """By component, (T+1, H, N)."""
