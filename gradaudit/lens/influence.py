@@ -23,8 +23,6 @@ _ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-6, 100.0
 _SURELY_SEEN = 1e3
 #: An error of the differences beyond this share of the gradient says nothing.
 _RESOLVED = 1e-2
-#: Steps so many times as long must give the same derivative.
-_SHORTER = 0.125
 #: Steps that are replaced at most, from each on, beyond the search for one reach; and at least, as a test.
 _MOST_ROWS, _FEWEST_ROWS = 16, 3
 #: Predictions compared at once when the next step is chosen.
@@ -146,21 +144,16 @@ class _Influence:
             return self._of_last_loss(wrong)
         end = self._end(wrong) if alive[wrong - 1] else 0
         if end is None or (end == 0 and alive[:wrong].any()):
-            if not self._steady(wrong):
+            if not self.is_wrong(wrong):
                 return Found("unclear", _NO_ROWS, 0, "the loss bends too strongly for numeric derivatives")
             return Found("none", _NO_ROWS, 0, "what is missing is not an interval of losses")
         if end and not self.is_cut(wrong, end + 1):
             return Found("unclear", _NO_ROWS, n_steps - wrong, "what is missing is too small to tell from rounding")
         return self._narrow(self._fit(candidates(wrong, [end], n_steps)))
 
-    def _steady(self, use: int) -> bool:
-        """Whether one step alone is wrong, as the search concluded from blocks, and shorter differences say the same.
-
-        In a chaotic net neither need be so.
-        """
-        longer, shorter = self.probe.slope(use, use), self.probe.slope(use, use, times=_SHORTER)
-        again = abs(longer.value - shorter.value) <= _ERRORS * (longer.error + shorter.error)
-        return again and bool(_wrong(self.probe, use - 1, use))
+    def is_wrong(self, use: int) -> bool:
+        """Whether one step alone is wrong, as the search concluded from blocks: in a chaotic net it need not be."""
+        return bool(_wrong(self.probe, use - 1, use))
 
     def _of_last_loss(self, wrong: int) -> Found:
         n_steps, row = self.probe.n_steps, self.row(self.probe.n_steps)

@@ -74,7 +74,7 @@ class Probe:
     seed: int = 0
     batch_bytes: int = 64 * 2**20
     _gradients: dict[int, Array] = field(default_factory=dict)
-    _slopes: dict[tuple[int, int, int, float], Slope] = field(default_factory=dict)
+    _slopes: dict[tuple[int, int, int], Slope] = field(default_factory=dict)
 
     @property
     def n_steps(self) -> int:
@@ -120,18 +120,18 @@ class Probe:
         products = self.gradient().astype(np.float64) * np.moveaxis(steps, self.axis, 0).reshape(self.n_steps, -1)
         return float(products.sum()), float(np.linalg.norm(products))
 
-    def slope(self, first: int, last: int, replaced: int = 0, *, times: float = 1.0) -> Slope:
-        """The numeric derivative along the same displacement, six losses; with steps so many times as long.
+    def slope(self, first: int, last: int, replaced: int = 0) -> Slope:
+        """The numeric derivative along the same displacement, six losses.
 
         Raises:
             Stop: the budget is spent.
         """
-        key = first, last, replaced, times
+        key = first, last, replaced
         if key not in self._slopes:
-            points = [Point(self._direction(first, last), times * t) for t in NODES]
+            points = [Point(self._direction(first, last), t) for t in NODES]
             losses, _ = self._sampler(replaced).values(points, "identifying")
             value, error = richardson(losses, max(self._noise, eps(self.digits) * float(np.abs(losses).max())))
-            self._slopes[key] = Slope(float(value) / times, float(error) / times)
+            self._slopes[key] = Slope(float(value), float(error))
         return self._slopes[key]
 
     @cached_property
