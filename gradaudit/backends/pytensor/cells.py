@@ -163,16 +163,19 @@ def logits(spec: RecurrentSpec, weights: Tensors, top: Any, *, reverse: bool) ->
     return top @ weights["V"][:, : spec.width] + weights["c"][:, None]
 
 
-def step_losses(outputs: Any, labels: Any, loss_weights: Any, *, probabilities: bool) -> Any:
-    """What each step adds to the loss, (K, T), of outputs (T, K, N, C), labels and loss weights (T, N)."""
+def step_losses(outputs: Any, labels: Any, negative_weights: Any, *, probabilities: bool) -> Any:
+    """What each step adds to the loss, (K, T), of outputs (T, K, N, C), labels and minus the loss weights (T, N).
+
+    A minus in the graph would meet the weights in a product of three, which PyTensor computes entry by entry in Python.
+    """
     # a probability of 0 where nothing weighs would be NaN in the gradient: 0 * inf
     scores = outputs if probabilities else pt.special.log_softmax(outputs, axis=-1)
     picked = pt.take_along_axis(scores, labels[:, None, :, None], axis=3)[..., 0]
-    counts = pt.neq(loss_weights, 0)[:, None]
+    counts = pt.neq(negative_weights, 0)[:, None]
     if probabilities:
         picked = pt.log(pt.switch(counts, picked, pt.ones_like(picked)))
-    entropies = -pt.switch(counts, picked, pt.zeros_like(picked))
-    return (loss_weights[:, None] * entropies).sum(axis=2).T
+    picked = pt.switch(counts, picked, pt.zeros_like(picked))
+    return (negative_weights[:, None] * picked).sum(axis=2).T
 
 
 def _product(reads: Any, weight: Any, bias: Any) -> Any:

@@ -44,7 +44,7 @@ class PytensorNetwork:
             None if crossing is None else _data(crossing.held),
         )
         self._offset = None if offset is None else _data(offset[:, None])
-        self._labels, self._loss_weights = _data(problem.labels()), _data(problem.loss_weights())
+        self._labels, self._negative_weights = _data(problem.labels()), _data(-problem.loss_weights())
         numbers = problem.n_steps * problem.n_sequences * max(self._spec.n_state, self._spec.n_classes)
         self.model = PytensorModel(
             lambda parameters: self._losses(_lead(parameters))[0],
@@ -112,7 +112,7 @@ class PytensorNetwork:
 
     def _weighted(self, outputs: Any) -> Any:
         probabilities = self._spec.gives_probabilities
-        return cells.step_losses(outputs, self._labels, self._loss_weights, probabilities=probabilities)
+        return cells.step_losses(outputs, self._labels, self._negative_weights, probabilities=probabilities)
 
     def _states(self, stacked: cells.Tensors) -> Any:
         reverse = self._problem.side == "reverse"
