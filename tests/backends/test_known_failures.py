@@ -17,7 +17,7 @@ from tests.backends.programs import WithoutTwin
 #: Evaluations that an audit of one tensor in float64 may take: right, wrong, and wrong in a place that is looked for.
 RIGHT, WRONG, LOCATED = 80, 160, 400
 #: Of a network of six tensors: by its float64 twin, and in float32 alone.
-TWIN, ALONE = 120, 3100
+TWIN, ALONE = 120, 4000
 
 
 def normal(*shape, seed=1):
