@@ -18,6 +18,7 @@ from gradaudit.arrays import eps
 from gradaudit.errors import ModelContractError, OptionError
 from gradaudit.lens.curves import BiasCurve, BiasPoint, SemanticsCurve, smallest
 from gradaudit.lens.decay import Gradient, Reference, extrapolated, lengths, norms, rate
+from gradaudit.measure.state import preserved
 from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation
 from gradaudit.recurrent import Truncation, none
 
@@ -81,9 +82,10 @@ def bias_curve(
     _check(delta, kinds, horizon)
     started = time.perf_counter()
     steps = _n_steps(model, n_steps)
-    lens = _Lens(model, delta=delta, n_steps=steps, horizon=min(horizon, steps), full=full, progress=progress)
-    # without the full gradient, the windows come first: the longest of them stands for it
-    found = {kind: lens.curve(kind) for kind in _KINDS if kind in kinds or (kind == "window" and not full)}
+    with preserved(model):
+        lens = _Lens(model, delta=delta, n_steps=steps, horizon=min(horizon, steps), full=full, progress=progress)
+        # without the full gradient, the windows come first: the longest of them stands for it
+        found = {kind: lens.curve(kind) for kind in _KINDS if kind in kinds or (kind == "window" and not full)}
     return BiasCurve(
         target=name or type(model).__name__,
         delta=delta,

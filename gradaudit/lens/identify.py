@@ -13,9 +13,10 @@ from gradaudit.errors import OptionError
 from gradaudit.lens.hypotheses import Rows, truncation
 from gradaudit.lens.influence import by_influence
 from gradaudit.lens.probe import Probe
-from gradaudit.lens.steps import by_step_losses, hypotheses, unnoticed
+from gradaudit.lens.step_losses import by_step_losses, hypotheses, unnoticed
 from gradaudit.measure.baseline import gradient_of
 from gradaudit.measure.sources import choose
+from gradaudit.measure.state import preserved
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsSteps
 from gradaudit.recurrent import Truncation
@@ -117,7 +118,21 @@ def identify(
         ModelContractError: the model breaks its contract.
     """
     _check(model, inputs, axis, losses)
-    budget = Budget(max_evaluations=max_evaluations)
+    with preserved(model):
+        return _identify(model, inputs, axis, step_losses, losses, Budget(max_evaluations), batched=batched, seed=seed)
+
+
+def _identify(
+    model: Model,
+    inputs: str,
+    axis: int,
+    step_losses: StepLosses | None,
+    losses: Literal["all", "last"] | None,
+    budget: Budget,
+    *,
+    batched: bool,
+    seed: int,
+) -> Identified:
     loss, gradients = gradient_of(model, budget)
     source = choose(model, loss, gradients, budget, seed=seed)
     probe = Probe(model, source.model, source.digits, inputs, axis, budget, seed=seed)
@@ -129,7 +144,7 @@ def identify(
             return _by_step_losses(probe, source.model.parameters(), together)
         return _by_influence(probe, losses)
     except Stop:
-        why = f"max_evaluations = {max_evaluations:,} is too few"
+        why = f"max_evaluations = {budget.max_evaluations:,} is too few"
         return _result(probe, "cannot tell", why=why)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -295,3 +296,24 @@ def test_one_step():
     assert [one.k for one in curve.curves] == [1, 1, 1]
     assert curve.gradients == 1
     assert [one.k for one in gradaudit.bias_curve(geometric(0.9, n_steps=1), full=False).curves] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("fails", [None, 3])
+def test_the_random_generators_are_as_before(fails):
+    class Drawing(Pairs):
+        def value_and_grad(self, parameters):
+            np.random.random()
+            if len(self.asked) + 1 == fails:
+                raise KeyboardInterrupt
+            return super().value_and_grad(parameters)
+
+        def with_truncation(self, truncation):
+            return Drawing(self.contributions, truncation, self.asked)
+
+    model = Drawing(np.random.default_rng(0).standard_normal((6, 6, 3)))
+    np.random.seed(3)
+    before = np.random.get_state()[1].tolist()
+    with nullcontext() if fails is None else pytest.raises(KeyboardInterrupt):
+        gradaudit.bias_curve(model, n_steps=6)
+    assert len(model.asked) > 1
+    assert np.random.get_state()[1].tolist() == before

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 import gradaudit
+from gradaudit.backends.numpy import NumpyModel
 from gradaudit.errors import OptionError
 from gradaudit.lens.hypotheses import candidates, distinct, first_uses, of_last_loss, reaches, truncation
 from gradaudit.recurrent import chunks, none, tail, tbptt, window
@@ -181,3 +184,34 @@ def test_copies_at_once_and_another_axis_are_the_same():
 def test_bad_requests_are_refused(options, words):
     with pytest.raises(OptionError, match=words):
         gradaudit.identify_truncation(network()[0], **options)
+
+
+class Drawing:
+    """A model that draws from the global generators, and may raise."""
+
+    def __init__(self, model, fails=None):
+        self.model, self.fails, self.calls = model, fails, 0
+
+    def value_and_grad(self, p):
+        np.random.random()
+        self.calls += 1
+        if self.calls == self.fails:
+            raise KeyboardInterrupt
+        return self.model.value_and_grad(p)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+@pytest.mark.parametrize("fails", [None, 2])
+def test_the_random_generators_are_as_before(fails):
+    x = np.random.default_rng(0).standard_normal((8, 2))
+    model = Drawing(
+        NumpyModel(lambda p: np.sin(p["x"]).sum(), {"x": x}, gradient=lambda p: {"x": np.cos(p["x"])}), fails
+    )
+    np.random.seed(3)
+    before = np.random.get_state()[1].tolist()
+    with nullcontext() if fails is None else pytest.raises(KeyboardInterrupt):
+        gradaudit.identify_truncation(model)
+    assert model.calls > 1
+    assert np.random.get_state()[1].tolist() == before
