@@ -20,7 +20,6 @@ __all__ = [
     "OptionError",
     "ReportFormatError",
     "UnknownBackendError",
-    "UnsupportedTruncationError",
 ]
 
 
@@ -76,10 +75,6 @@ class OptionError(GradauditError, ValueError):
 
 class NotOfferedError(GradauditError, NotImplementedError):
     """An operator cannot be differentiated in this way: it has no forward rule, its backward pass has no derivative."""
-
-
-class UnsupportedTruncationError(GradauditError, NotImplementedError):
-    """A backend's recurrent layer does not implement this truncation (yet)."""
 
 
 class ReportFormatError(GradauditError, ValueError):
