@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from gradaudit.recurrent.spec import Activation, Layer, RecurrentSpec
 
-__all__ = ["Ops", "State", "Weights", "begin", "end", "prepared", "step"]
+__all__ = ["Given", "Ops", "State", "Weights", "advance", "begin", "by_layer", "end", "prepared", "step"]
 
 #: The state of one layer: h, and for an LSTM c.
 State: TypeAlias = tuple[Any, ...]
@@ -33,6 +33,15 @@ class Ops(Protocol):
 
     def activate(self, a: Any, activation: Activation) -> Any:
         """activation(a), softmax over the units; may overwrite a."""
+
+    def units(self, a: Any, some: slice) -> Any:
+        """Some of the units of an array that may lack the leading axes."""
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """A where the condition holds, otherwise b."""
+
+    def is_zero(self, a: Any) -> Any:
+        """Where it is 0."""
 
 
 class Weights(NamedTuple):
@@ -101,14 +110,48 @@ _STEPS: dict[str, Callable[[RecurrentSpec, Ops, Weights, State, Any], State]] = 
 }
 
 
-def begin(state: State, weight: Any, cut: Any, held: State, where: Callable[[Any, Any, Any], Any]) -> State:
-    """The state that enters a step, see `gradaudit.recurrent.problem.Crossing`; ``cut`` is where the weight is 0.
+class Given(NamedTuple):
+    """What is given at one step beside the source; what is None is not there.
+
+    Attributes:
+        mask: whether a sequence has this step, over (N,).
+        weight: of the crossing into it, see `gradaudit.recurrent.problem.Crossing`, over (N,).
+        held: the state held before it, of all layers, over (N, S).
+    """
+
+    mask: Any = None
+    weight: Any = None
+    held: Any = None
+
+
+def advance(
+    spec: RecurrentSpec, ops: Ops, weights: Weights, index: int, state: State, source: Any, given: Given
+) -> State:
+    """The state of the ``index``-th layer after one step, with all that is given."""
+    before = begin(spec, ops, index, state, given)
+    return end(ops, before, step(spec, ops, weights, before, source), given)
+
+
+def begin(spec: RecurrentSpec, ops: Ops, index: int, state: State, given: Given) -> State:
+    """The state that enters a step, see `gradaudit.recurrent.problem.Crossing`.
 
     Exactly the held one where they are equal: ``w h + (1 - w) held`` would change the last bit of one in three.
     """
-    return tuple(where(cut, b, b + weight * (a - b)) for a, b in zip(state, held, strict=True))
+    if given.weight is None:
+        return state
+    n, width, cut = len(spec.components), spec.width, ops.is_zero(given.weight)
+    held = [ops.units(given.held, slice(i * width, (i + 1) * width)) for i in range(index * n, (index + 1) * n)]
+    return tuple(ops.where(cut, b, b + given.weight * (a - b)) for a, b in zip(state, held, strict=True))
 
 
-def end(state: State, after: State, mask: Any, where: Callable[[Any, Any, Any], Any]) -> State:
+def end(ops: Ops, state: State, after: State, given: Given) -> State:
     """The state after a step: as it was where the mask has no step."""
-    return tuple(where(mask, b, a) for a, b in zip(state, after, strict=True))
+    if given.mask is None:
+        return after
+    return tuple(ops.where(given.mask, b, a) for a, b in zip(state, after, strict=True))
+
+
+def by_layer(spec: RecurrentSpec, components: Iterable[Any]) -> list[State]:
+    """The components of a whole state, the lowest layer first, as one state a layer."""
+    n, found = len(spec.components), list(components)
+    return [tuple(found[i : i + n]) for i in range(0, len(found), n)]

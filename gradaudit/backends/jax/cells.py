@@ -5,8 +5,8 @@ by a scan over blocks of steps: memory does not grow with T where only the loss 
 forward and backward, are sums of short sums.
 
 K networks of the same sequences, `side_by_side`, are one of K * N sequences with weights of their own. Under vmap,
-which puts the copies first, the innermost loops are as short as N, and a batch takes half as long again. It is for the
-plain Elman layer with few units; all else, and its matrix products, need vmap.
+which puts the copies first, the innermost loops are as short as N. It is for the plain Elman layer with few units; all
+else, and its matrix products, need vmap.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from gradaudit.recurrent import Activation, RecurrentSpec
-from gradaudit.recurrent.cells import State, begin, end, prepared, step
+from gradaudit.recurrent.cells import Given, State, advance, prepared
 from gradaudit.recurrent.spec import Layer
 
 __all__ = [
@@ -191,6 +191,18 @@ class JaxOps:
         """activation(a)."""
         return _ACTIVATIONS[activation](a)
 
+    def units(self, a: jax.Array, some: slice) -> jax.Array:
+        """Along axis -2."""
+        return a[..., some, :]
+
+    def where(self, condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        """As JAX has it."""
+        return jnp.where(condition, a, b)
+
+    def is_zero(self, a: jax.Array) -> jax.Array:
+        """Where it is 0."""
+        return a == 0
+
 
 _OPS = JaxOps()
 
@@ -228,25 +240,15 @@ def _layer(
     sources: jax.Array,
 ) -> tuple[State, State]:
     own, copies = prepared(spec, layer, _OPS, weights), _copies(weights)
-    given = [None if a is None else _tiled(a, copies) for a in (steps.mask, steps.weights, steps.held)]
+    given = Given(*(None if a is None else _tiled(a, copies) for a in (steps.mask, steps.weights, steps.held)))
 
-    def one(state: State, at: tuple[Any, ...]) -> tuple[State, State]:
-        source, mask, weight, held = at
-        if weight is not None:
-            state = begin(state, weight, weight == 0, _layer_of(spec, held, index), jnp.where)
-        after = step(spec, _OPS, own, state, source)
-        if mask is not None:
-            after = end(state, after, mask, jnp.where)
+    def one(state: State, at: tuple[jax.Array, Given]) -> tuple[State, State]:
+        source, given = at
+        after = advance(spec, _OPS, own, index, state, source, given)
         return after, after
 
-    result: tuple[State, State] = lax.scan(one, state, (sources, *given))
+    result: tuple[State, State] = lax.scan(one, state, (sources, given))
     return result
-
-
-def _layer_of(spec: RecurrentSpec, state: jax.Array, index: int) -> State:
-    """One layer's components (H, N) of a whole state (S, N)."""
-    n = len(spec.components)
-    return tuple(jnp.split(state, spec.n_layers * n)[index * n : (index + 1) * n])
 
 
 def dense(spec: RecurrentSpec, weights: Weights, steps: Steps) -> jax.Array:

@@ -16,6 +16,7 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.jax import cells
 from gradaudit.backends.jax.model import JaxModel, Programs
 from gradaudit.recurrent import Problem, RecurrentSpec
+from gradaudit.recurrent.cells import by_layer
 
 __all__ = ["JaxNetwork"]
 
@@ -102,13 +103,13 @@ class _Objective:
             given = [
                 jnp.where(data.live, cells.columns(weights[name], 1), c) for name, c in zip(names, given, strict=True)
             ]
-        return tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
+        return tuple(by_layer(self.spec, given))
 
     def _parts(self, state: jax.Array) -> cells.States:
         """A state (S, N) by layer and component."""
         n = len(self.spec.components)
         parts = jnp.split(state, self.spec.n_layers * n)
-        return tuple(tuple(parts[i : i + n]) for i in range(0, len(parts), n))
+        return tuple(by_layer(self.spec, parts))
 
     def _losses(
         self, weights: cells.Weights, data: _Data, reduce: cells.Reduce, begun: cells.States

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradaudit.arrays import Array, NamedArrays
-from gradaudit.backends.numpy.cells import Steps, activate, layer_of
+from gradaudit.backends.numpy.cells import OPS, Steps, activate
 from gradaudit.recurrent import Activation, RecurrentSpec
 from gradaudit.recurrent.cells import State, begin, end
 from gradaudit.recurrent.spec import Layer
@@ -213,14 +213,10 @@ class LayerPass:
         self._kept: list[Any] = []
         outputs = []
         for t, source in enumerate(sources):
-            if steps.weights is not None and steps.held is not None:
-                state = begin(
-                    state, steps.weights[t], steps.weights[t] == 0, layer_of(spec, steps.held[t], index), np.where
-                )
-            after, kept = self._cell.forward(state, source)
-            if steps.mask is not None:
-                after = end(state, after, steps.mask[t], np.where)
-            state = after
+            given = steps.at(t)
+            before = begin(spec, OPS, index, state, given)
+            after, kept = self._cell.forward(before, source)
+            state = end(OPS, before, after, given)
             outputs.append(state[0])
             self._kept.append(kept)
         #: The states h, (T, H, N).

@@ -14,17 +14,17 @@ import numpy as np
 
 from gradaudit.arrays import Array, NamedArrays
 from gradaudit.recurrent import Activation, RecurrentSpec
-from gradaudit.recurrent.cells import State, begin, end, prepared, step
+from gradaudit.recurrent.cells import Given, State, advance, prepared
 
 __all__ = [
     "BLOCK",
+    "OPS",
     "NumpyOps",
     "Steps",
     "activate",
     "cross_entropy",
     "cross_entropy_gradient",
     "dense",
-    "layer_of",
     "run",
 ]
 
@@ -52,6 +52,10 @@ class Steps(NamedTuple):
     def part(self, steps: slice) -> Steps:
         """Some of the steps."""
         return Steps(*(None if a is None else a[steps] for a in self))  # type: ignore[arg-type]
+
+    def at(self, t: int) -> Given:
+        """All but the inputs at one step."""
+        return Given(*(None if a is None else a[t] for a in self[1:]))
 
 
 def activate(a: Array, activation: Activation) -> Array:
@@ -100,8 +104,20 @@ class NumpyOps:
         """In place."""
         return activate(a, activation)
 
+    def units(self, a: Array, some: slice) -> Array:
+        """Along axis -2."""
+        return a[..., some, :]
 
-_OPS = NumpyOps()
+    def where(self, condition: Array, a: Array, b: Array) -> Array:
+        """As NumPy has it."""
+        return np.where(condition, a, b)
+
+    def is_zero(self, a: Array) -> Array:
+        """Where it is 0."""
+        return np.asarray(a == 0)
+
+
+OPS = NumpyOps()
 
 
 def dense(parameters: NamedArrays, inputs: Array, activation: Activation) -> Iterator[tuple[slice, Array]]:
@@ -114,7 +130,7 @@ def run(
     spec: RecurrentSpec, parameters: NamedArrays, steps: Steps, states: list[State], *, reverse: bool = False
 ) -> Iterator[tuple[slice, list[list[Array]]]]:
     """All states of consecutive blocks of steps: [layer][component] (B, K, H, N), from ``states`` before the first."""
-    layers = [(layer, prepared(spec, layer, _OPS, parameters)) for layer in spec.layers(reverse=reverse)]
+    layers = [(layer, prepared(spec, layer, OPS, parameters)) for layer in spec.layers(reverse=reverse)]
     for part in _blocks(len(steps.inputs)):
         some, below, kept = steps.part(part), None, []
         for index, (layer, weights) in enumerate(layers):
@@ -125,26 +141,13 @@ def run(
             state = states[index]
             walked = [np.empty((len(sources), *c.shape), sources.dtype) for c in state]
             for t in range(len(sources)):
-                before = state
-                if some.weights is not None and some.held is not None:
-                    before = begin(
-                        state, some.weights[t], some.weights[t] == 0, layer_of(spec, some.held[t], index), np.where
-                    )
-                state = step(spec, _OPS, weights, before, sources[t])
-                if some.mask is not None:
-                    state = end(before, state, some.mask[t], np.where)
+                state = advance(spec, OPS, weights, index, state, sources[t], some.at(t))
                 for component, all_of_it in zip(state, walked, strict=True):
                     all_of_it[t] = component
             states[index] = state
             below = walked[0]
             kept.append(walked)
         yield part, kept
-
-
-def layer_of(spec: RecurrentSpec, state: Array, index: int) -> State:
-    """One layer's components (H, N) of a whole state (S, N)."""
-    n, width = len(spec.components), spec.width
-    return tuple(state[(index * n + i) * width : (index * n + i + 1) * width] for i in range(n))
 
 
 def _blocks(n_steps: int) -> Iterator[slice]:

@@ -11,7 +11,7 @@ from gradaudit.backends.numpy import cells
 from gradaudit.backends.numpy.adjoint import LayerPass, jacobian_product
 from gradaudit.backends.numpy.model import NumpyModel
 from gradaudit.recurrent import Problem, RecurrentSpec, Start
-from gradaudit.recurrent.cells import State
+from gradaudit.recurrent.cells import State, by_layer
 
 __all__ = ["NumpyNetwork"]
 
@@ -224,7 +224,7 @@ def _initial_states(spec: RecurrentSpec, start: Start, stacked: NamedArrays, *, 
     if (names := spec.initial_states(reverse=reverse)) and start.live.any():
         pairs = zip(names, given, strict=True)
         given = [np.where(start.live, stacked[name][:, :, None], c) for name, c in pairs]
-    return [tuple(given[i : i + n]) for i in range(0, len(given), n)]
+    return by_layer(spec, given)
 
 
 def _read(spec: RecurrentSpec, stacked: NamedArrays, states: Array, *, reverse: bool) -> Array:

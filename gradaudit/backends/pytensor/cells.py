@@ -13,7 +13,7 @@ from pytensor import tensor as pt
 
 from gradaudit.backends.pytensor.modes import LIGHT
 from gradaudit.recurrent import Activation, RecurrentSpec
-from gradaudit.recurrent.cells import State, Weights, begin, end, prepared, step
+from gradaudit.recurrent.cells import Given, State, Weights, advance, prepared
 from gradaudit.recurrent.spec import Layer
 
 __all__ = ["Steps", "Tensors", "dense", "logits", "run", "step_losses"]
@@ -28,14 +28,12 @@ class Steps(NamedTuple):
         inputs: (T, N, D).
         mask: (T, N, 1), bool, or None.
         weights: of the crossings, (T, N, 1), or None.
-        cut: where they are 0, bool, or None.
         held: (T, N, S), or None.
     """
 
     inputs: Any
     mask: Any = None
     weights: Any = None
-    cut: Any = None
     held: Any = None
 
     def turned(self) -> Steps:
@@ -70,6 +68,18 @@ class PytensorOps:
     def activate(self, a: Any, activation: Activation) -> Any:
         """activation(a)."""
         return _activate(a, activation)
+
+    def units(self, a: Any, some: slice) -> Any:
+        """Along the last axis."""
+        return a[..., some]
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """As `switch` has it."""
+        return pt.switch(condition, a, b)
+
+    def is_zero(self, a: Any) -> Any:
+        """Where it is 0; ``==`` compares the variables themselves."""
+        return pt.eq(a, 0)
 
 
 _OPS = PytensorOps()
@@ -119,25 +129,22 @@ def _walk(
     truncate_gradient: int,
 ) -> State:
     own = prepared(spec, layer, _OPS, weights)
-    given = [name for name in ("mask", "weights", "cut", "held") if getattr(steps, name) is not None]
+    beside = Given(steps.mask, steps.weights, steps.held)
+    given = [name for name in Given._fields if getattr(beside, name) is not None]
     n_given, n_state = len(given), len(spec.components)
 
     def one(source: Any, *rest: Any) -> list[Any]:
         at = dict(zip(given, rest[:n_given], strict=True))
         before, fixed = tuple(rest[n_given : n_given + n_state]), rest[n_given + n_state :]
-        if "weights" in at:
-            held = _layer_of(spec, at["held"], index)
-            before = begin(before, at["weights"], at["cut"], held, pt.switch)
         n = len(own.recurrent)
-        after = step(spec, _OPS, Weights(tuple(fixed[:n]), tuple(fixed[n:])), before, source)
-        if "mask" in at:
-            after = end(before, after, at["mask"], pt.switch)
+        fixed_weights = Weights(tuple(fixed[:n]), tuple(fixed[n:]))
+        after = advance(spec, _OPS, fixed_weights, index, before, source, Given(**at))
         # a switch may widen what it was given
         return [c.astype(b.dtype) for c, b in zip(after, before, strict=True)]
 
     found = pytensor.scan(
         one,
-        sequences=[sources, *(getattr(steps, name) for name in given)],
+        sequences=[sources, *(getattr(beside, name) for name in given)],
         outputs_info=list(state),
         non_sequences=[*own.recurrent, *own.vectors],
         truncate_gradient=truncate_gradient,
@@ -146,12 +153,6 @@ def _walk(
         return_updates=False,
     )
     return tuple(found) if isinstance(found, list | tuple) else (found,)
-
-
-def _layer_of(spec: RecurrentSpec, state: Any, index: int) -> State:
-    """One layer's components (N, H) of a whole state (N, S)."""
-    n, width = len(spec.components), spec.width
-    return tuple(state[:, (index * n + i) * width : (index * n + i + 1) * width] for i in range(n))
 
 
 def logits(spec: RecurrentSpec, weights: Tensors, top: Any, *, reverse: bool) -> Any:

@@ -14,7 +14,7 @@ from gradaudit.backends.pytensor import cells
 from gradaudit.backends.pytensor.model import Evaluation, PytensorModel, compiled
 from gradaudit.backends.pytensor.modes import LIGHT
 from gradaudit.recurrent import Problem
-from gradaudit.recurrent.cells import State
+from gradaudit.recurrent.cells import State, by_layer
 
 __all__ = ["PytensorNetwork"]
 
@@ -40,7 +40,6 @@ class PytensorNetwork:
             _data(problem.inputs()),
             None if mask is None else _data(mask[..., None]),
             None if crossing is None else _data(crossing.weights[..., None]),
-            None if crossing is None else _data(crossing.weights[..., None] == 0),
             None if crossing is None else _data(crossing.held),
         )
         self._offset = None if offset is None else _data(offset[:, None])
@@ -136,22 +135,18 @@ class PytensorNetwork:
             live = np.asarray(start.live)[:, None]
             pairs = zip(names, given, strict=True)
             given = [pt.switch(live, stacked[name][:, None], c) for name, c in pairs]
-        return self._layered(given)
+        return by_layer(self._spec, given)
 
     def _parts(self, state: Any) -> list[State]:
         """A state (K, N, S) by layer and component."""
         width, n = self._spec.width, self._spec.n_layers * len(self._spec.components)
-        return self._layered([state[..., i * width : (i + 1) * width] for i in range(n)])
+        return by_layer(self._spec, [state[..., i * width : (i + 1) * width] for i in range(n)])
 
     def _split(self, state: Array) -> list[Array]:
         return np.split(state, self._spec.n_layers * len(self._spec.components), axis=1)
 
     def _spread(self, state: Array, n_copies: Any) -> Any:
         return pt.broadcast_to(state, (n_copies, *state.shape[1:]))
-
-    def _layered(self, components: list[Any]) -> list[State]:
-        n = len(self._spec.components)
-        return [tuple(components[i : i + n]) for i in range(0, len(components), n)]
 
 
 def _data(array: Array) -> Any:

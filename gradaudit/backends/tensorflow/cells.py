@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 
 from gradaudit.recurrent import Activation, RecurrentSpec
-from gradaudit.recurrent.cells import State, begin, end, prepared, step
+from gradaudit.recurrent.cells import Given, State, advance, prepared
 from gradaudit.recurrent.spec import Layer
 
 __all__ = ["BLOCK", "Kind", "States", "Steps", "Weights", "dense_losses", "recurrent_losses", "recurrent_states"]
@@ -204,17 +204,13 @@ def _walk(
     """All states (B, K, N, H) of one layer in one block and the last, from x @ W + b, (B, K, N, G H)."""
     n_steps, spec = tf.shape(products)[0], kind.spec
     own = prepared(spec, layer, _OPS, weights)
-    lists = [None if t is None else _listed(t, n_steps) for t in (products, steps.mask, steps.weights, steps.held)]
-    sources, masks, crossings, held = lists
+    sources = _listed(products, n_steps)
+    beside = [None if a is None else _listed(a, n_steps) for a in (steps.mask, steps.weights, steps.held)]
     arrays = tuple(tf.TensorArray(kind.dtype, n_steps, element_shape=c.shape) for c in state)
 
     def one(t: tf.Tensor, state: State, arrays: State) -> tuple[tf.Tensor, State, State]:
-        if crossings is not None and held is not None:
-            weight = crossings.read(t)
-            state = begin(state, weight, weight == 0, _layer_of(spec, held.read(t), index), tf.where)
-        after = step(spec, _OPS, own, state, sources.read(t))  # type: ignore[union-attr]  # there always
-        if masks is not None:
-            after = end(state, after, masks.read(t), tf.where)
+        given = Given(*(None if a is None else a.read(t) for a in beside))
+        after = advance(spec, _OPS, own, index, state, sources.read(t), given)
         return t + 1, after, tuple(a.write(t, c) for a, c in zip(arrays, after, strict=True))
 
     _, state, arrays = tf.while_loop(lambda t, *_: t < n_steps, one, (0, state, arrays), maximum_iterations=n_steps)
@@ -223,12 +219,6 @@ def _walk(
 
 def _listed(tensor: tf.Tensor, n_steps: tf.Tensor) -> tf.TensorArray:
     return tf.TensorArray(tensor.dtype, n_steps, element_shape=tensor.shape[1:]).unstack(tensor)
-
-
-def _layer_of(spec: RecurrentSpec, state: tf.Tensor, index: int) -> State:
-    """One layer's components (N, H) of a whole state (N, S)."""
-    n = len(spec.components)
-    return tuple(tf.split(state, spec.n_layers * n, axis=-1)[index * n : (index + 1) * n])
 
 
 def _with_one(states: tf.Tensor) -> tf.Tensor:
@@ -282,6 +272,18 @@ class TensorflowOps:
     def activate(self, a: tf.Tensor, activation: Activation) -> tf.Tensor:
         """activation(a)."""
         return _activate(a, activation)
+
+    def units(self, a: tf.Tensor, some: slice) -> tf.Tensor:
+        """Along the last axis."""
+        return a[..., some]
+
+    def where(self, condition: tf.Tensor, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        """As TensorFlow has it."""
+        return tf.where(condition, a, b)
+
+    def is_zero(self, a: tf.Tensor) -> tf.Tensor:
+        """Where it is 0."""
+        return a == 0
 
 
 _OPS = TensorflowOps()

@@ -12,6 +12,7 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar
 from gradaudit.backends.tensorflow import cells
 from gradaudit.backends.tensorflow.model import TensorflowModel, Tensors, own_trace
 from gradaudit.recurrent import Problem
+from gradaudit.recurrent.cells import by_layer
 
 __all__ = ["TensorflowNetwork"]
 
@@ -65,7 +66,7 @@ class TensorflowNetwork:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*leaves.values(), first])
             given = tf.split(first[None], self._spec.n_layers * n, axis=-1)
-            states = tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
+            states = tuple(by_layer(self._spec, given))
             steps, last = self._one(_lead(leaves), (states,), self._steps.given())
             loss = tf.reduce_sum(steps)
             pulling = tf.reduce_sum(last[0] * pull.astype(kind))
@@ -123,8 +124,7 @@ class TensorflowNetwork:
         if self._live is not None:
             names = zip(self._spec.initial_states(reverse=reverse), given, strict=True)
             given = [tf.where(self._live[:, None], stacked[name][:, None], component) for name, component in names]
-        n = len(self._spec.components)
-        return tuple(tuple(given[i : i + n]) for i in range(0, len(given), n))
+        return tuple(by_layer(self._spec, given))
 
     def _point_bytes(self) -> int:
         n_steps, n_sequences, _ = self._steps.inputs.shape

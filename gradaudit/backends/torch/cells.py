@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradaudit.recurrent import Activation, RecurrentSpec
-from gradaudit.recurrent.cells import State, begin, end, prepared, step
+from gradaudit.recurrent.cells import Given, State, advance, prepared
 from gradaudit.recurrent.spec import Layer
 
 __all__ = ["BLOCK", "Steps", "Tensors", "activate", "cross_entropy", "dense", "run"]
@@ -46,6 +46,10 @@ class Steps(NamedTuple):
     def each(self, change: Callable[[Tensor], Tensor]) -> Steps:
         """All that is there, changed."""
         return Steps(*(None if a is None else change(a) for a in self))
+
+    def at(self, t: int) -> Given:
+        """All but the inputs at one step."""
+        return Given(*(None if a is None else a[t] for a in self[1:]))
 
 
 def activate(a: Tensor, activation: Activation) -> Tensor:
@@ -89,6 +93,18 @@ class TorchOps:
         """activation(a)."""
         return activate(a, activation)
 
+    def units(self, a: Tensor, some: slice) -> Tensor:
+        """Along axis -2."""
+        return a[..., some, :]
+
+    def where(self, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """As PyTorch has it."""
+        return torch.where(condition, a, b)
+
+    def is_zero(self, a: Tensor) -> Tensor:
+        """Where it is 0."""
+        return a == 0
+
 
 _OPS = TorchOps()
 
@@ -125,22 +141,9 @@ def _walk(
     walked = []
     # unbind, because the backward pass of sources[t] fills a tensor of the size of sources for every t
     for t, source in enumerate(sources.unbind(0)):
-        before = state
-        if steps.weights is not None and steps.held is not None:
-            before = begin(
-                state, steps.weights[t], steps.weights[t] == 0, _layer_of(spec, steps.held[t], index), torch.where
-            )
-        state = step(spec, _OPS, weights, before, source)
-        if steps.mask is not None:
-            state = end(before, state, steps.mask[t], torch.where)
+        state = advance(spec, _OPS, weights, index, state, source, steps.at(t))
         walked.append(state)
     return walked
-
-
-def _layer_of(spec: RecurrentSpec, state: Tensor, index: int) -> State:
-    """One layer's components (H, N) of a whole state (S, N)."""
-    n = len(spec.components)
-    return tuple(state.split(spec.width)[index * n : (index + 1) * n])
 
 
 def _blocks(n_steps: int) -> Iterator[slice]:

@@ -13,7 +13,7 @@ from gradaudit.backends.torch import cells
 from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
 from gradaudit.backends.torch.state import threads
 from gradaudit.recurrent import Problem
-from gradaudit.recurrent.cells import State
+from gradaudit.recurrent.cells import State, by_layer
 
 __all__ = ["TorchNetwork"]
 
@@ -85,9 +85,8 @@ class TorchNetwork:
         with torch.enable_grad(), threads(self._n_threads):
             leaves = {name: as_tensor(p).requires_grad_() for name, p in parameters.items()}
             first = as_tensor(state.T.astype(kind)).requires_grad_()
-            n = len(self._spec.components)
             given = [c[None] for c in first.split(self._spec.width)]
-            states = [tuple(given[i : i + n]) for i in range(0, len(given), n)]
+            states = by_layer(self._spec, given)
             loss = self._losses({name: leaf[None] for name, leaf in leaves.items()}, states)[0]
             # the run has left its last states there
             last = torch.cat([c[0] for layer in states for c in layer])
@@ -98,12 +97,12 @@ class TorchNetwork:
 
     def _initial_states(self, stacked: cells.Tensors, *, reverse: bool) -> list[State]:
         """By layer and component, (K, H, N)."""
-        n_copies, n = len(next(iter(stacked.values()))), len(self._spec.components)
+        n_copies = len(next(iter(stacked.values())))
         given = [c.expand(n_copies, -1, -1) for c in self._start.split(self._spec.width)]
         if (names := self._spec.initial_states(reverse=reverse)) and self._live.any():
             live = zip(names, given, strict=True)
             given = [torch.where(self._live, stacked[name][:, :, None], c) for name, c in live]
-        return [tuple(given[i : i + n]) for i in range(0, len(given), n)]
+        return by_layer(self._spec, given)
 
     def _outputs(self, stacked: cells.Tensors, states: list[State] | None) -> Iterator[tuple[slice, Tensor]]:
         """Probabilities or logits, (B, K, C, N), by blocks of steps; the last states are left in ``states``."""
