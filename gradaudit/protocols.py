@@ -334,7 +334,7 @@ class Backend(Protocol):
     def recurrent_model(
         self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation
     ) -> Model:
-        """The Elman layer, truncated."""
+        """The recurrent network, truncated."""
 
     def network(self, problem: Problem) -> Network:
         """The network of a problem."""

@@ -6,6 +6,7 @@ once: twin, truncation, frozen objective.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -15,9 +16,10 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.backends.checkpointed import checkpointed
 from gradaudit.backends.truncated import Build, FrozenModel, frozen, gradient, tangent
 from gradaudit.direction import Point
-from gradaudit.recurrent import Problem, Truncation
+from gradaudit.protocols import Network
+from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
-__all__ = ["NetworkModel"]
+__all__ = ["NetworkBackend", "NetworkModel"]
 
 
 @final
@@ -126,3 +128,22 @@ class NetworkModel:
     def environment(self) -> Mapping[str, str]:
         """The framework and its version."""
         return self._model.environment()
+
+
+class NetworkBackend(ABC):
+    """What every backend's `gradaudit.protocols.Backend` makes of its network."""
+
+    @abstractmethod
+    def network(self, problem: Problem) -> Network:
+        """The network of a problem."""
+
+    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
+        """A dense layer on all N*T vectors as one batch."""
+        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
+        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
+
+    def recurrent_model(
+        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
+    ) -> NetworkModel:
+        """The recurrent network, truncated."""
+        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from gradaudit.arrays import NamedArrays
-from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.network import NetworkBackend
 from gradaudit.backends.numpy.adapt import adapted
 from gradaudit.backends.numpy.model import NumpyModel, environment
 from gradaudit.backends.numpy.recurrent import NumpyNetwork
 from gradaudit.backends.numpy.step import step_model
 from gradaudit.protocols import Model, Operator
-from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+from gradaudit.recurrent import Problem
 
 __all__ = ["NumpyBackend", "NumpyModel", "NumpyNetwork", "backend"]
 
 
 @final
-class NumpyBackend:
+class NumpyBackend(NetworkBackend):
     """The `gradaudit.protocols.Backend` of NumPy."""
 
     name = "numpy"
@@ -52,17 +51,6 @@ class NumpyBackend:
     ) -> Model | None:
         """See `gradaudit.backends.numpy.step`."""
         return step_model(target, step, loss=loss, sizes=sizes)
-
-    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
-        """A dense layer on all N*T vectors as one batch."""
-        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
-        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
-
-    def recurrent_model(
-        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
-    ) -> NetworkModel:
-        """The Elman layer, truncated."""
-        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
 
     def network(self, problem: Problem) -> NumpyNetwork:
         """The network of a problem."""

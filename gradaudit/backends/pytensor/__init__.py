@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from gradaudit.arrays import NamedArrays
-from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.network import NetworkBackend
 from gradaudit.backends.pytensor.adapt import adapted
 from gradaudit.backends.pytensor.model import PytensorModel, environment
 from gradaudit.backends.pytensor.recurrent import PytensorNetwork
 from gradaudit.protocols import Model, Operator
-from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+from gradaudit.recurrent import Problem
 
 __all__ = ["PytensorBackend", "PytensorModel", "PytensorNetwork", "backend"]
 
 
 @final
-class PytensorBackend:
+class PytensorBackend(NetworkBackend):
     """The `gradaudit.protocols.Backend` of PyTensor."""
 
     name = "pytensor"
@@ -54,17 +53,6 @@ class PytensorBackend:
         """None: a training step of PyTensor is a compiled function whose updates hold no gradient to read."""
         del target, step, loss, sizes
         return None
-
-    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
-        """A dense layer on all N*T vectors as one batch."""
-        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
-        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
-
-    def recurrent_model(
-        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
-    ) -> NetworkModel:
-        """The Elman layer, truncated by ``scan(truncate_gradient=k)``."""
-        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
 
     def network(self, problem: Problem) -> PytensorNetwork:
         """The network of a problem."""

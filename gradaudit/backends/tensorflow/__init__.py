@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from gradaudit.arrays import NamedArrays
-from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.network import NetworkBackend
 from gradaudit.backends.tensorflow.adapt import adapted
 from gradaudit.backends.tensorflow.model import TensorflowModel, environment
 from gradaudit.backends.tensorflow.operator import TensorflowOperator, operator
 from gradaudit.backends.tensorflow.recurrent import TensorflowNetwork
 from gradaudit.backends.tensorflow.step import step_model
 from gradaudit.protocols import Model
-from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+from gradaudit.recurrent import Problem
 
 __all__ = ["TensorflowBackend", "TensorflowModel", "TensorflowNetwork", "backend"]
 
 
 @final
-class TensorflowBackend:
+class TensorflowBackend(NetworkBackend):
     """The `gradaudit.protocols.Backend` of TensorFlow."""
 
     name = "tensorflow"
@@ -54,17 +53,6 @@ class TensorflowBackend:
     ) -> Model | None:
         """See `gradaudit.backends.tensorflow.step`."""
         return step_model(target, step, loss=loss, sizes=sizes)
-
-    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
-        """A dense layer on all N*T vectors as one batch."""
-        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
-        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
-
-    def recurrent_model(
-        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
-    ) -> NetworkModel:
-        """The Elman layer, truncated."""
-        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
 
     def network(self, problem: Problem) -> TensorflowNetwork:
         """The network of a problem."""

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from gradaudit.arrays import NamedArrays
-from gradaudit.backends.network import NetworkModel
+from gradaudit.backends.network import NetworkBackend
 from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.model import TorchModel, environment
 from gradaudit.backends.torch.operator import TorchOperator, operator
 from gradaudit.backends.torch.recurrent import TorchNetwork
 from gradaudit.backends.torch.step import step_model
 from gradaudit.protocols import Model
-from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
+from gradaudit.recurrent import Problem
 
 __all__ = ["TorchBackend", "TorchModel", "TorchNetwork", "backend"]
 
 
 @final
-class TorchBackend:
+class TorchBackend(NetworkBackend):
     """The `gradaudit.protocols.Backend` of PyTorch."""
 
     name = "torch"
@@ -52,17 +51,6 @@ class TorchBackend:
     ) -> Model | None:
         """See `gradaudit.backends.torch.step`."""
         return step_model(target, step, loss=loss, sizes=sizes)
-
-    def dense_model(self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData) -> NetworkModel:
-        """A dense layer on all N*T vectors as one batch."""
-        dense = {name: weights[name] for name in spec.shapes(feed_forward=True)}
-        return NetworkModel(Problem(spec=spec, weights=dense, data=data, feed_forward=True), self.network)
-
-    def recurrent_model(
-        self, spec: RecurrentSpec, weights: NamedArrays, data: SequenceData, truncation: Truncation = none()
-    ) -> NetworkModel:
-        """The Elman layer, truncated."""
-        return NetworkModel(Problem(spec=spec, weights=weights, data=data, truncation=truncation), self.network)
 
     def network(self, problem: Problem) -> TorchNetwork:
         """The network of a problem."""
