@@ -1,6 +1,6 @@
 """Runs the gallery of wrong and right programs, and shows or writes the table of what gradaudit says of each.
 
-    python docs/gallery.py [--write] [--reports] [--frameworks numpy,torch,jax,tensorflow] [NAME ...]
+    python docs/gallery.py [--write] [--reports] [--frameworks numpy,torch,jax,tensorflow,pytensor] [NAME ...]
 
 The convention, for every program ``docs/gallery/FRAMEWORK/NAME.py``:
 
@@ -32,8 +32,8 @@ from gradaudit import AuditReport, Finding, Verdict
 
 GALLERY = Path(__file__).resolve().parent / "gallery"
 INDEX = GALLERY / "index.md"
-FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
-TITLES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
+FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow", "pytensor")
+TITLES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow", "pytensor": "PyTensor"}
 #: The verdict that belongs to a code; DISAGREE to all others.
 VERDICTS = {"": "AGREE", "GA601": "AGREE", "GA602": "INCONCLUSIVE", "GA701": "INCONCLUSIVE", "GA801": "INCONCLUSIVE"}
 UNEXPLAINED = "GA901"

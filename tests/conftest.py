@@ -53,7 +53,8 @@ def pytest_report_header(config):
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", tested(), indirect=True, scope="session")
+        # an empty set would be an error; in the core environment these items are taken out below
+        metafunc.parametrize("backend", tested() or [None], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

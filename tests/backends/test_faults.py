@@ -322,6 +322,39 @@ def keras_convolution_mean_without_n(faulty):
 
 
 #: By framework: the program, the code that names its fault, and the tensors that are wrong (None: all of them).
+def pytensor_detached_layer(faulty):
+    """The second layer of three sees a disconnected input."""
+    import pytensor
+    from pytensor import tensor as pt
+    from pytensor.gradient import disconnected_grad
+
+    rng = np.random.default_rng(0)
+    layers = [pytensor.shared(rng.standard_normal((4, 4)).astype("float32"), name=f"w{i}") for i in range(3)]
+    h = pt.constant(SEQUENCES.reshape(-1, 4)[:12])
+    for i, w in enumerate(layers):
+        h = pt.tanh((disconnected_grad(h) if faulty and i == 1 else h) @ w)  # FAULT
+    return (h**2).mean(), {"at": layers}
+
+
+def pytensor_scan_cut(faulty):
+    """An Elman layer by scan, whose backward pass covers five steps."""
+    import pytensor
+    from pytensor import tensor as pt
+
+    rng = np.random.default_rng(0)
+    shapes = {"x": (15, 3, 2), "w": (2, 4), "r": (4, 4)}
+    at = {name: pytensor.shared(rng.standard_normal(shape), name=name) for name, shape in shapes.items()}
+    states = pytensor.scan(
+        lambda x, h, w, r: pt.tanh(x @ w + h @ r),
+        sequences=[at["x"]],
+        outputs_info=[np.zeros((3, 4))],
+        non_sequences=[at["w"], at["r"]],
+        truncate_gradient=5 if faulty else -1,  # FAULT
+        return_updates=False,
+    )
+    return pt.sin(states).mean(), {"at": at}
+
+
 FAULTS = {
     "numpy": [(numpy_logistic_without_n, "GA301", None), (numpy_perceptron_sign, "GA303", "hidden")],
     "torch": [
@@ -340,6 +373,7 @@ FAULTS = {
         (keras_lstm_detached, "GA101", "/first/"),
         (keras_convolution_mean_without_n, "GA501", None),
     ],
+    "pytensor": [(pytensor_detached_layer, "GA101", None), (pytensor_scan_cut, "GA104", None)],
 }
 CASES = [case for framework, cases in FAULTS.items() if framework in TESTED for case in cases]
 

@@ -385,6 +385,59 @@ def numpy_step():
     return Subject("numpy", audit, lambda: (w.tobytes(), w.flags.writeable))
 
 
+# ---------------------------------------------------------------- PyTensor
+
+
+def pytensor_function():
+    import pytensor
+    from pytensor import tensor as pt
+    from pytensor.gradient import disconnected_grad
+
+    at = {"w": pytensor.shared(np.random.default_rng(0).standard_normal((4, 3)), name="w"), "n": 7}
+
+    def audit(called):
+        def loss(p):
+            called()
+            h = pt.tanh(ROWS.astype("float64") @ p["w"])
+            return (disconnected_grad(h) * h).sum()
+
+        return gradaudit.audit(loss, at)
+
+    return Subject("pytensor", audit, lambda: ([*at], id(at["w"]), at["w"].get_value().tobytes(), at["w"].name))
+
+
+def pytensor_symbolic():
+    import pytensor
+    from pytensor import tensor as pt
+    from pytensor.gradient import disconnected_grad
+
+    w = pytensor.shared(np.random.default_rng(0).standard_normal((4, 3)), name="w")
+    called_in_the_graph = []
+
+    class Called(pytensor.graph.op.Op):
+        """The identity, which runs the user's code."""
+
+        def make_node(self, x):
+            return pytensor.graph.basic.Apply(self, [x], [x.type()])
+
+        def perform(self, node, inputs, outputs):
+            for called in called_in_the_graph:
+                called()
+            outputs[0][0] = inputs[0].copy()
+
+        def pullback(self, inputs, outputs, cotangents):
+            return cotangents
+
+    h = pt.tanh(ROWS.astype("float64") @ Called()(w))
+    loss = (disconnected_grad(h) * h).sum()
+
+    def audit(called):
+        called_in_the_graph[:] = [called]
+        return gradaudit.audit(loss, [w])
+
+    return Subject("pytensor", audit, lambda: (id(w), w.get_value().tobytes(), w.name, id(loss.owner), str(loss)))
+
+
 SUBJECTS = {
     "numpy": {"a pair": numpy_pair, "named arrays": numpy_named, "a step": numpy_step},
     "torch": {
@@ -403,6 +456,7 @@ SUBJECTS = {
         "an operator": jax_operator,
     },
     "tensorflow": {"a keras model": keras_model, "a function": tensorflow_function, "an operator": tensorflow_operator},
+    "pytensor": {"a function": pytensor_function, "a symbolic loss": pytensor_symbolic},
 }
 CASES = [(framework, name) for framework, found in SUBJECTS.items() if framework in TESTED for name in found]
 
