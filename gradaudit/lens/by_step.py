@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -103,7 +104,7 @@ def by_step(model: Model, tensor: str, axis: int, options: AuditOptions) -> Step
         msg = f"{tensor} has shape {shape}, and no axis {axis}"
         raise OptionError(msg, where="by_step()", hint="axis=0")
     axis %= len(shape)
-    options, budget = replace(options, parameters=tensor), Budget(options.max_evaluations)
+    options, budget = replace(options, parameters=glob.escape(tensor)), Budget(options.max_evaluations)
     with preserved(model), np.errstate(all="ignore"):
         looks = _looks(model, list(_probes(parameters[tensor], tensor, axis, options.seed + _OTHER)), options, budget)
     if not looks:

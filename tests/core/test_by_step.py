@@ -98,6 +98,24 @@ def test_an_axis_from_the_end():
     assert gradaudit.by_step(model, tensor="x", axis=-2).axis == 0
 
 
+def test_a_name_with_brackets_is_no_pattern():
+    inner = Rnn(tail(4))
+
+    class Named:
+        def parameters(self):
+            return {"x[0]": inner.x, "x0": inner.r}
+
+        def loss(self, p):
+            return inner.loss({"x": p["x[0]"], "r": p["x0"]})
+
+        def value_and_grad(self, p):
+            loss, g = inner.value_and_grad({"x": p["x[0]"], "r": p["x0"]})
+            return loss, {"x[0]": g["x"], "x0": g["r"]}
+
+    view = gradaudit.by_step(Named(), tensor="x[0]")
+    assert [run[:2] for run in view.runs()] == [(1, 8), (9, T)]
+
+
 def test_eight_evaluations_a_step():
     model = Rnn(none())
     one = gradaudit.audit(model, parameters="x").evaluations
