@@ -38,6 +38,7 @@ __all__ = [
     "key",
     "listed",
     "live",
+    "scan_sizes",
     "site",
     "supported",
     "tainted",
@@ -103,6 +104,15 @@ def walk(jaxpr: Any, chain: Chain = (), times: int = 1) -> Iterator[tuple[Any, C
         n = int(equation.params["length"]) if equation.primitive.name == "scan" else 1
         for sub in _subs(equation):
             yield from walk(sub, (*chain, equation), times * n)
+
+
+def scan_sizes(equation: Any) -> tuple[int, int]:
+    """How many constants a scan has, which are its first arguments, and carried values, which follow."""
+    p = equation.params
+    if "ft_in" not in p:  # before JAX 0.11
+        return p["num_consts"], p["num_carry"]
+    consts, carry, _ = p["ft_in"].unpack()
+    return len(consts), len(carry)
 
 
 def inside(equation: Any, chain: Chain) -> Iterator[tuple[Any, Chain]]:
@@ -245,12 +255,10 @@ def _taint(jaxpr: Any, tainted: Sequence[bool], chain: Chain, search: _Search) -
 
 
 def _taint_inside(equation: Any, given: list[bool], inside: Chain, search: _Search) -> list[bool]:
-    name, p, subs = equation.primitive.name, equation.params, list(_subs(equation))
+    name, subs = equation.primitive.name, list(_subs(equation))
     if name in ("scan", "while"):
-        first = p["num_consts"] if name == "scan" else p["cond_nconsts"] + p["body_nconsts"]
-        skip = 0 if name == "scan" else p["cond_nconsts"]
-        n_carry = p["num_carry"] if name == "scan" else len(equation.outvars)
-        body = (p["jaxpr"] if name == "scan" else p["body_jaxpr"]).jaxpr
+        skip, n_consts, n_carry, body = _loop(equation)
+        first = skip + n_consts
         while True:  # until what one step hands to the next no longer changes
             results = _taint(body, given[skip:], inside, search)
             after = [t or (first <= i < first + n_carry and results[i - first]) for i, t in enumerate(given)]
@@ -285,12 +293,9 @@ def _need(jaxpr: Any, wanted: Sequence[bool], chain: Chain, search: _Search) -> 
 
 
 def _need_inside(equation: Any, wanted: list[bool], inside: Chain, search: _Search) -> list[bool]:
-    name, p, subs = equation.primitive.name, equation.params, list(_subs(equation))
+    name, subs = equation.primitive.name, list(_subs(equation))
     if name in ("scan", "while"):
-        n_test = 0 if name == "scan" else p["cond_nconsts"]
-        n_consts = p["num_consts"] if name == "scan" else p["body_nconsts"]
-        n_carry = p["num_carry"] if name == "scan" else len(equation.outvars)
-        body = (p["jaxpr"] if name == "scan" else p["body_jaxpr"]).jaxpr
+        n_test, n_consts, n_carry, body = _loop(equation)
         while True:  # until what one step asks of the one before no longer changes
             given = _need(body, wanted, inside, search)
             carried = [w or g for w, g in zip(wanted, given[n_consts : n_consts + n_carry], strict=False)]
@@ -305,6 +310,14 @@ def _need_inside(equation: Any, wanted: list[bool], inside: Chain, search: _Sear
     for sub in subs:
         _need(sub, [True] * len(sub.outvars), inside, search)
     return [True] * len(equation.invars)
+
+
+def _loop(equation: Any) -> tuple[int, int, int, Any]:
+    """Arguments of its test alone, constants of its body, carried values, and the body."""
+    p = equation.params
+    if equation.primitive.name == "scan":
+        return 0, *scan_sizes(equation), p["jaxpr"].jaxpr
+    return p["cond_nconsts"], p["body_nconsts"], len(equation.outvars), p["body_jaxpr"].jaxpr
 
 
 def _is_call(equation: Any, subs: Sequence[Any]) -> bool:

@@ -17,7 +17,17 @@ from jax import lax
 from jax import numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
-from gradaudit.backends.jax.cuts import CALLS, Chain, Function, frames, installed, is_real, tainted, user_frame
+from gradaudit.backends.jax.cuts import (
+    CALLS,
+    Chain,
+    Function,
+    frames,
+    installed,
+    is_real,
+    scan_sizes,
+    tainted,
+    user_frame,
+)
 from gradaudit.backends.jax.replay import bind
 from gradaudit.backends.jax.rules import is_rule, rule
 from gradaudit.sites import Origin
@@ -182,7 +192,7 @@ class _Steps:
     def __init__(self, equation: Any, given: list[Any], depends: list[bool], chain: Chain) -> None:
         p = equation.params
         self._equation, self._body, self._chain = equation, p["jaxpr"], (*chain, equation)
-        self._n_consts, self._n_carry = n, m = p["num_consts"], p["num_carry"]
+        self._n_consts, self._n_carry = n, m = scan_sizes(equation)
         self._consts, self._xs = given[:n], given[n + m :]
         self._active = [*depends[:n], *tainted(equation, depends)[:m], *depends[n + m :]]
         self._active = [a and is_real(v) for a, v in zip(self._active, self._body.jaxpr.invars, strict=True)]

@@ -24,6 +24,7 @@ from gradaudit.backends.jax.cuts import (
     inside,
     is_cut,
     key,
+    scan_sizes,
     site,
     supported,
     walk,
@@ -211,7 +212,7 @@ class Run:
 
     def _scan(self, equation: Any, given: list[Any], chain: Chain) -> list[Any]:
         p, body = equation.params, equation.params["jaxpr"]
-        n_consts, n_carry = p["num_consts"], p["num_carry"]
+        n_consts, n_carry = scan_sizes(equation)
         consts, carry, xs = given[:n_consts], given[n_consts : n_consts + n_carry], given[n_consts + n_carry :]
         mine = self._taken(inside(equation, chain[:-1]))
 

@@ -27,6 +27,7 @@ from gradaudit.backends.jax.cuts import (
     jax_own,
     key,
     live,
+    scan_sizes,
     site,
     supported,
     user_frame,
@@ -180,7 +181,7 @@ def _outermost(variable: Any, chain: Chain) -> Any:
         if name in CALLS:
             sub, fixed, skip = p["jaxpr"], len(enclosing.invars), 0
         elif name == "scan":
-            sub, fixed, skip = p["jaxpr"], p["num_consts"], 0
+            sub, fixed, skip = p["jaxpr"], scan_sizes(enclosing)[0], 0
         elif name == "while":
             sub, fixed, skip = p["body_jaxpr"], p["body_nconsts"], p["cond_nconsts"]
         else:
