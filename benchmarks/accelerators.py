@@ -53,11 +53,11 @@ def torch_cases(device: str) -> Iterator[Case]:
 
     class Scaled(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Any) -> Any:
+        def forward(_: Any, x: Any) -> Any:
             return x.clone()
 
         @staticmethod
-        def backward(ctx: Any, g: Any) -> Any:
+        def backward(_: Any, g: Any) -> Any:
             return 1.05 * g
 
     class Wrong(nn.Module):
@@ -138,7 +138,7 @@ def torch_state(device: str) -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), cuda, *backends, torch.get_default_dtype(), torch.is_grad_enabled()
 
 
-def jax_cases(device: str) -> Iterator[Case]:
+def jax_cases(_: str) -> Iterator[Case]:
     """Functions of pytrees, on JAX's default device."""
     import jax
     from jax import numpy as jnp
@@ -194,7 +194,7 @@ def jax_cases(device: str) -> Iterator[Case]:
     yield case("scan, cut", lambda p: scan(p, jax.lax.stop_gradient), recurrent, right=False)
 
 
-def jax_state(device: str) -> tuple[Any, ...]:
+def jax_state(_: str) -> tuple[Any, ...]:
     """What must be as before."""
     import jax
 

@@ -168,7 +168,7 @@ class SupportsOrigin(Protocol):
 
 @runtime_checkable
 class SupportsMixedPrecision(Protocol):
-    """The framework can say that parts of the loss are meant to compute in a narrower format."""
+    """The framework can say that parts of the loss are meant to compute in a narrower format than their tensors'."""
 
     def narrow(self) -> float | None:
         """Machine epsilon of that format; None: none is."""

@@ -21,6 +21,7 @@ from gradaudit.arrays import (
     specs,
 )
 from gradaudit.errors import ModelContractError, NonFiniteLossError, OptionError
+from gradaudit.measure.plan import scales
 from gradaudit.numeric.budget import Budget
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model
@@ -84,7 +85,7 @@ def baseline(model: Model, options: AuditOptions, budget: Budget) -> Baseline:
         specs=specs(selected),
         loss_spread=spread,
         repeatable=repeatable,
-        gradient_repeatable=all(_close(gradients[name], again[name]) for name in selected),
+        gradient_repeatable=_close(selected, gradients, again),
     )
 
 
@@ -141,11 +142,26 @@ def _select(parameters: Mapping[str, Array], pattern: str) -> dict[str, Array]:
     return chosen
 
 
-def _close(one: Array | None, other: Array | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    with np.errstate(invalid="ignore"):  # two infinities
-        difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
-    finite = np.isfinite(difference)
-    size = np.linalg.norm(np.where(finite, one, 0))
-    return bool(np.linalg.norm(difference[finite]) <= _GRADIENT_REPEATS * eps(one.dtype) * size)
+def _close(parameters: NamedArrays, ones: Gradients, others: Gradients) -> bool:
+    """Within reordered sums of each tensor, or of all: what cancels, as before a normalisation, is all rounding."""
+    lengths = scales(parameters)
+    whole = np.sqrt(sum(_norm(g * lengths[name]) ** 2 for name in parameters if (g := ones[name]) is not None))
+    for name in parameters:
+        one, other = ones[name], others[name]
+        if one is None or other is None:
+            if one is not other:
+                return False
+            continue
+        with np.errstate(invalid="ignore"):  # two infinities
+            difference = np.asarray(one, np.float64) - np.asarray(other, np.float64)
+        finite = np.isfinite(difference)
+        moved, size = _norm(difference), _norm(np.where(finite, one, 0))
+        of_all = _norm(difference * lengths[name]) <= _REPEATS * eps(one.dtype) * whole
+        if moved > _GRADIENT_REPEATS * eps(one.dtype) * size and not of_all:
+            return False
+    return True
+
+
+def _norm(x: Array) -> float:
+    """Of the finite entries."""
+    return float(np.linalg.norm(x[np.isfinite(x)]))

@@ -18,8 +18,8 @@ __all__ = ["Line", "Measurement", "judge", "precision_of"]
 
 #: The relative error that matters, unless the user says otherwise: bare float32 losses rarely resolve 1e-3.
 _SIGNIFICANT, _SIGNIFICANT_SINGLE = 1e-3, 1e-2
-#: A gradient that is meant to be computed in bfloat16 or float16 is off by some per cent.
-_SIGNIFICANT_NARROW = 5e-2
+#: A gradient that is meant to be computed in a narrower format is off by some of its eps: 5 % in bfloat16.
+_SIGNIFICANT_NARROW = 6.4
 #: A derivative exists where the bound is this small beside it; near an infinite slope it is not.
 _EXISTS = 0.01
 #: A full estimate with a coarser resolution resolves nothing.
@@ -122,7 +122,7 @@ def judge(
     together = [line for line in lines if line.probe.tensor is None or line is lines[0]]
     whole = max((line.probe.direction.norm(gradients) for line in together), default=0.0)
     usual = _SIGNIFICANT if source.dtype == "float64" else _SIGNIFICANT_SINGLE
-    significant = options.significant or (_SIGNIFICANT_NARROW if source.narrow else usual)
+    significant = options.significant or max(usual, _SIGNIFICANT_NARROW * source.narrow)
     comparisons = tuple(
         compare(
             line.probe.direction,

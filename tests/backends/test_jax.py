@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gradaudit
+from gradaudit import Verdict
 from gradaudit.backends import registry
 from gradaudit.backends.numpy import backend as reference
 from gradaudit.direction import Point, displace, random_direction
@@ -54,6 +56,7 @@ def facts(backend):
 if "jax" in conftest.tested():
     import jax
     import jax.numpy as jnp
+    from jax import lax
 
     from gradaudit.backends.jax import JaxModel, cells
     from gradaudit.backends.jax.state import preserved
@@ -184,6 +187,40 @@ if "jax" in conftest.tested():
         assert {g.dtype for g in gradients.values()} == {np.dtype("float64")}
         assert twin.twin() is None
         assert JaxModel(quadratic, START | {"b": np.float64(0.25)}).twin() is not None
+
+    @pytest.mark.parametrize("draw", ["normal", "bernoulli", "uniform"])
+    def test_the_twin_draws_what_the_model_draws(draw):
+        """Of the default dtype, which is another one with 64-bit types."""
+
+        def loss(p, spoil=lambda x: x):
+            options = {"p": 0.7} if draw == "bernoulli" else {}
+            drawn = getattr(jax.random, draw)(jax.random.key(0), **options, shape=(8, 3))
+            return jnp.mean((drawn * spoil(p["w"]) - p["b"]) ** 2)
+
+        report = gradaudit.audit(JaxModel(loss, START))
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert report.source == "a float64 twin"
+        cut = gradaudit.audit(JaxModel(lambda p: loss(p, jax.lax.stop_gradient), START))
+        assert cut.verdict is Verdict.DISAGREE
+        assert [f.code for f in cut.findings] == ["GA101"]
+
+    def test_what_computes_in_narrower_products(monkeypatch):
+        """As on a GPU, whose formats are made of float32 here: ``benchmarks/accelerators.py`` is the real thing."""
+        from gradaudit.backends.jax import narrow
+
+        def lost(bits):
+            digits = 23 - bits
+            return lambda x, precision: float(lax.reduce_precision(jnp.float32(x), 8, digits))
+
+        wide = JaxModel(lambda p: jnp.sum(jnp.sin(p["w"])), START)
+        dense = JaxModel(lambda p: jnp.sum(jnp.ones((4, 3)) @ p["w"]), START)
+        assert dense.narrow() is None
+        monkeypatch.setattr(narrow.jax, "default_backend", lambda: "gpu")
+        assert dense.narrow() is None
+        for bits, eps in ((13, 2.0**-10), (16, 2.0**-7)):
+            monkeypatch.setattr(narrow, "_product", lost(bits))
+            assert dense.narrow() == eps
+            assert wide.narrow() is None
 
     def test_an_unused_parameter_has_gradient_zero():
         _, gradients = JaxModel(lambda p: p["b"] ** 2, START).value_and_grad(START)

@@ -67,6 +67,26 @@ def drawn(loss_random, gradient_random):
     return of(loss, gradient, x=[0.3, 0.7])
 
 
+def cancelling(size):
+    """A bias before a normalisation has no gradient; what is left of it is rounding, another one at each call."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(40)
+
+    def loss(p):
+        h = x * p["w"] + p["b"]
+        return np.sin((h - h.mean()) * p["s"]).sum()
+
+    def gradient(p):
+        h = x * p["w"] + p["b"]
+        out = np.cos((h - h.mean()) * p["s"])
+        of_h = (out - out.mean()) * p["s"]
+        found = {"w": (of_h * x).sum(), "s": (out * (h - h.mean())).sum(), "b": size * rng.standard_normal()}
+        return {name: np.float32([g]) for name, g in found.items()}
+
+    base = {"w": np.float32([0.7]), "b": np.float32([0.2]), "s": np.float32([0.9])}
+    return NumpyModel(loss, base, gradient=gradient, any_dtype=True)
+
+
 def dropout(factor=1.0):
     """Drops entries by NumPy's global generator: random, but repeatable where the generator is put back."""
 
@@ -314,6 +334,7 @@ SILENT = {
     ),
     "a linear loss": of(lambda p: (np.arange(3) * p["x"]).sum(), lambda p: {"x": np.arange(3.0)}, x=[0.3, 0.7, 2.0]),
     "float32 net": mlp(dtype="float32", seed=3),
+    "rounding that is another at each call": cancelling(1e-9),
 }
 
 
@@ -401,6 +422,12 @@ def test_accumulation_is_recognised():
     assert finding.code == "GA802"
     assert "The second is twice the first" in finding.sentence
     assert "zero_grad" in finding.remedy
+
+
+def test_more_than_rounding_is_another_gradient():
+    report = gradaudit.audit(cancelling(1e-2))
+    assert "GA802" in [f.code for f in report.findings]
+    assert report.verdict is not Verdict.AGREE
 
 
 def test_what_earlier_calls_left_is_recognised():

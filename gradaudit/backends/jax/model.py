@@ -13,7 +13,7 @@ import jaxlib
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
-from gradaudit.backends.jax import cuts, origin, replay, rules
+from gradaudit.backends.jax import cuts, narrow, origin, replay, rules
 from gradaudit.backends.jax.state import EXPLICIT, precision, preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
@@ -28,6 +28,8 @@ _NEEDS_VALUES = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+#: By how much rounding may move a loss, relatively; random numbers move it further.
+_SAME = 1e-4
 #: So many points are worth a thread.
 _LEAST_POINTS = 8
 
@@ -228,17 +230,32 @@ class JaxModel:
         return model
 
     def twin(self) -> JaxModel | None:
-        """The same function from the same numbers in float64; None: it is float64 already."""
+        """The same function from the same numbers in float64; None: it is float64 already.
+
+        Where with 64-bit defaults it computes something else, for random numbers of the default dtype are others, its
+        defaults stay as they are.
+        """
         if all(p.dtype == np.float64 for p in self._parameters.values()):
             return None
         wide = {name: p.astype(np.float64) for name, p in self._parameters.items()}
         twin = self.at(wide)
         try:
-            twin.loss(wide)
+            loss, wanted = float(twin.loss(wide)), float(self.loss(self._parameters))
         except TypeError:
             # with 64-bit defaults JAX (0.10) mistakes NumPy's 64-bit integers in a function that it ran without them
             return self._at(wide, defaults=not EXPLICIT)
-        return twin
+        if not EXPLICIT or abs(loss - wanted) <= _SAME * abs(wanted):
+            return twin
+        other = self._at(wide, defaults=False)
+        return other if abs(float(other.loss(wide)) - wanted) < abs(loss - wanted) else twin
+
+    def narrow(self) -> float | None:
+        """The coarsest format that the loss multiplies float32 numbers in: see `gradaudit.backends.jax.narrow`."""
+        with self._precision():
+            try:
+                return narrow.narrowest(self._programs.function, self._named(), *self._arguments)
+            except _NEEDS_VALUES:
+                return None
 
     def cuts(self) -> Sequence[Cut]:
         """Where the traced loss stops the gradient of what depends on the parameters.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
-from gradaudit.backends.torch.autocast import narrowest
 from gradaudit.backends.torch.backward import gradients
 from gradaudit.backends.torch.cuts import held
 from gradaudit.backends.torch.held import HeldModel
 from gradaudit.backends.torch.hooks import listed, removed
+from gradaudit.backends.torch.narrow import narrowest
 from gradaudit.backends.torch.origin import found
 from gradaudit.backends.torch.rules import compared, replacing
 from gradaudit.backends.torch.state import preserved, threads
@@ -187,7 +187,7 @@ class TorchModel:
         return twin if loss.dtype == np.float64 else None
 
     def narrow(self) -> float | None:
-        """The coarsest format that the loss autocasts to."""
+        """The coarsest format that the loss autocasts to, or multiplies in: see `gradaudit.backends.torch.narrow`."""
         with preserved():
             return narrowest(lambda: self.loss(self._parameters))
 

@@ -100,7 +100,7 @@ class StepModel(OverModel):
         self._seen: _Seen | None = None
 
     def narrow(self) -> float | None:
-        """The autocast of the objective, which is taken to be that of the step."""
+        """The narrower format of the objective, which is taken to be that of the step."""
         return self._objective.narrow()
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:

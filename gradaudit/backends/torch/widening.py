@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["widening", "widening_inputs"]
 
@@ -19,15 +20,20 @@ def widening(
     """The function, in which float32 tensors that meet float64 parameters are widened: so that it has a twin.
 
     Data and constants that the function brings along are float32 numbers all the same. Where no parameter is float64
-    of its own, a cast to float32 is one to the widest dtype that there is, and becomes one to float64.
+    of its own, a cast to float32 is one to the widest dtype that there is, and becomes one to float64. Random numbers
+    are those that float32 tensors draw: of float64 the same generator makes others.
     """
+    watched = [True]  # until it turns out that it draws none: to watch every operator takes time
     casts = not any(x.dtype == torch.float64 for x in parameters.values())
 
     def widened(p: dict[str, Tensor]) -> Any:
         if not any(x.dtype == torch.float64 for x in p.values()):
             return function(p)
-        with _Widening(casts=casts):
-            return function(p)
+        with _Widening(casts=casts), _Draws() if watched else nullcontext() as draws:
+            value = function(p)
+        if draws is not None and not draws.met:
+            watched.clear()
+        return value
 
     return widened
 
@@ -62,6 +68,34 @@ class _Widening(TorchFunctionMode):  # type: ignore[misc]
             if self._casts or torch.float32 in dtypes:
                 args, kwargs = _wide(args, casts=self._casts), _wide(kwargs, casts=self._casts)
         return func(*args, **kwargs)
+
+
+#: What draws random numbers, by its name in ATen.
+_DRAWN = {"bernoulli", "normal", "rand", "rand_like", "randn", "randn_like"} | {
+    f"{name}_" for name in ("bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal", "uniform")
+}
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[misc]
+    """Draws for float64 tensors what is drawn for float32 ones; notes whether it met any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        if name == "native_dropout" and args[0].dtype == torch.float64:
+            self.met = True
+            factors, kept = func(torch.ones_like(args[0], dtype=torch.float32), *args[1:], **kwargs)
+            return args[0] * factors, kept
+        if name not in _DRAWN or torch.float64 not in {kwargs.get("dtype"), *(x.dtype for x in _tensors(args))}:
+            return func(*args, **kwargs)
+        self.met = True
+        single = [x.float() if isinstance(x, Tensor) and x.dtype == torch.float64 else x for x in args]
+        options = {key: torch.float32 if x is torch.float64 else x for key, x in kwargs.items()}
+        drawn = func(*single, **options).double()
+        return args[0].copy_(drawn) if name.endswith("_") else drawn
 
 
 def _tensors(value: Any) -> Sequence[Tensor]:
