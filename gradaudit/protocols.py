@@ -7,7 +7,7 @@ None (for example ``twin()`` of a model that is float64 already).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -41,6 +41,7 @@ __all__ = [
     "SupportsTruncation",
     "SupportsTwin",
     "SupportsVariants",
+    "SupportsWindows",
 ]
 
 
@@ -120,6 +121,14 @@ class SupportsTruncation(Protocol):
 
     def with_truncation(self, truncation: Truncation) -> Model:
         """The same loss with another truncation."""
+
+
+@runtime_checkable
+class SupportsWindows(Protocol):
+    """A recurrent model whose windows can be had one after the other."""
+
+    def windows(self, parameters: NamedArrays) -> Iterator[Gradients]:
+        """The gradients of ``window(1)``, ``window(2)``, ..., each for the price of about one full gradient."""
 
 
 @runtime_checkable

@@ -7,15 +7,17 @@ once: twin, truncation, frozen objective.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import final
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
+from gradaudit.backends.ages import windows
 from gradaudit.backends.checkpointed import checkpointed
 from gradaudit.backends.truncated import Build, FrozenModel, frozen, gradient, tangent
 from gradaudit.direction import Point
+from gradaudit.errors import OptionError
 from gradaudit.protocols import Network
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation, none
 
@@ -94,6 +96,17 @@ class NetworkModel:
     def with_truncation(self, truncation: Truncation) -> NetworkModel:
         """The same loss with another truncation."""
         return NetworkModel(replace(self._problem, truncation=truncation), self._build)
+
+    def windows(self, parameters: NamedArrays) -> Iterator[Gradients]:
+        """The gradients of ``window(1)`` to ``window(T)``, in float64, one after the other; see `backends.ages`.
+
+        Raises:
+            OptionError: the network has no state.
+        """
+        if self._problem.feed_forward:
+            msg = "a dense layer has no steps that a window could reach over"
+            raise OptionError(msg, where="windows()", hint="a recurrent model")
+        yield from windows(self._problem, self._build, parameters)
 
     def checkpointed(self, n_steps: int) -> NetworkModel:
         """The same model, whose untruncated gradient keeps the states of every ``n_steps`` steps only.

@@ -14,7 +14,7 @@ from gradaudit.direction import Point
 from gradaudit.protocols import Network
 from gradaudit.recurrent import Problem, Truncation, one_way, segment_problems, uncounted_steps
 
-__all__ = ["Build", "FrozenModel", "frozen", "gradient", "tangent"]
+__all__ = ["Build", "FrozenModel", "Run", "frozen", "gradient", "runs", "tangent"]
 
 Build: TypeAlias = Callable[[Problem], Network]
 
@@ -23,17 +23,17 @@ _MOST_KEPT = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Run:
+class Run:
     """One direction of a network and the states (T+1, N, S) that are held."""
 
     problem: Problem
     states: Array
 
 
-def _runs(problem: Problem, build: Build, parameters: NamedArrays) -> list[_Run]:
+def runs(problem: Problem, build: Build, parameters: NamedArrays) -> list[Run]:
     """The directions of a network, with their states at these parameters."""
     if not problem.both_ways:
-        return [_Run(problem, build(problem).states(parameters))]
+        return [Run(problem, build(problem).states(parameters))]
     shape = problem.n_steps, problem.n_sequences, problem.spec.n_classes
     sides = [one_way(problem, reverse=reverse, offset=np.zeros(shape)) for reverse in (False, True)]
     forward, backward = (build(side).states(parameters) for side in sides)
@@ -42,25 +42,25 @@ def _runs(problem: Problem, build: Build, parameters: NamedArrays) -> list[_Run]
     ahead = forward[1:, :, :width] @ readout[:width] + parameters["c"]
     behind = (backward[1:, :, :width] @ readout[width:])[::-1]
     return [
-        _Run(one_way(problem, reverse=False, offset=behind), forward),
-        _Run(one_way(problem, reverse=True, offset=ahead), backward),
+        Run(one_way(problem, reverse=False, offset=behind), forward),
+        Run(one_way(problem, reverse=True, offset=ahead), backward),
     ]
 
 
-def _networks(runs: Sequence[_Run], truncation: Truncation, build: Build) -> Iterator[Network]:
+def _networks(runs: Sequence[Run], truncation: Truncation, build: Build) -> Iterator[Network]:
     for run in runs:
         yield from map(build, segment_problems(run.problem, truncation, run.states))
 
 
 def gradient(problem: Problem, build: Build, parameters: NamedArrays) -> Gradients:
     """The truncated gradient: of the runs of all segments from the states at these very parameters."""
-    networks = _networks(_runs(problem, build, parameters), problem.truncation, build)
+    networks = _networks(runs(problem, build, parameters), problem.truncation, build)
     return _summed(network.model.value_and_grad(parameters)[1] for network in networks)
 
 
 def tangent(problem: Problem, build: Build, parameters: NamedArrays, tangents: NamedArrays) -> float:
     """The truncated directional derivative by forward mode."""
-    networks = _networks(_runs(problem, build, parameters), problem.truncation, build)
+    networks = _networks(runs(problem, build, parameters), problem.truncation, build)
     return sum(network.model.jvp(parameters, tangents) for network in networks)
 
 
@@ -82,7 +82,7 @@ def frozen(problem: Problem, build: Build) -> FrozenModel:
     if problem.both_ways:
         # each direction has the whole loss
         constants = -steps
-    return FrozenModel(problem, build, _runs(problem, build, problem.weights), constants)
+    return FrozenModel(problem, build, runs(problem, build, problem.weights), constants)
 
 
 @final
@@ -96,7 +96,7 @@ class FrozenModel:
         constants: what is added to the losses of the runs.
     """
 
-    def __init__(self, problem: Problem, build: Build, runs: Sequence[_Run], constants: Array) -> None:
+    def __init__(self, problem: Problem, build: Build, runs: Sequence[Run], constants: Array) -> None:
         self._problem = problem
         self._build = build
         self._runs = runs
@@ -159,7 +159,7 @@ class FrozenModel:
         if self._problem.dtype == "float64":
             return None
         weights = {name: weight.astype("float64") for name, weight in self._problem.weights.items()}
-        runs = [_Run(replace(run.problem, weights=weights), run.states) for run in self._runs]
+        runs = [Run(replace(run.problem, weights=weights), run.states) for run in self._runs]
         return FrozenModel(replace(self._problem, weights=weights), self._build, runs, self._constants)
 
     def preserved(self) -> AbstractContextManager[None]:

@@ -9,17 +9,17 @@ time, and any model that has `gradaudit.protocols.SupportsTruncation` has a curv
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from gradaudit.arrays import eps
+from gradaudit.arrays import Gradients, eps
 from gradaudit.errors import ModelContractError, OptionError
 from gradaudit.lens.curves import BiasCurve, BiasPoint, SemanticsCurve, smallest
 from gradaudit.lens.decay import Gradient, Reference, extrapolated, lengths, norms, rate
 from gradaudit.measure.state import preserved
-from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation
+from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation, SupportsWindows
 from gradaudit.recurrent import Truncation, none
 
 __all__ = ["bias_curve"]
@@ -34,7 +34,7 @@ _ROUNDINGS = 1e3
 
 class _Sample(NamedTuple):
     gradient: Gradient
-    seconds: float
+    seconds: float | None
 
 
 def bias_curve(
@@ -51,9 +51,13 @@ def bias_curve(
     """The relative bias of truncated gradients against the full one, and the smallest k that keeps it below delta.
 
     Lengths are 1, 2, 3, 4, then four to a doubling, until the bias has fallen below delta, then those that bisect to
-    the smallest such k. ``window(k)`` runs about T k steps, ``chunks(k)`` T and ``tail(k)`` k; `BiasCurve.work` says
-    what all of it ran: up to a horizon of K, windows at most ``7.5 K`` times the steps of one full gradient, and no
-    more than log2(K) windows to bisect. Between these lengths nothing is measured.
+    the smallest such k; between these lengths nothing is measured. ``window(k)`` runs about T k steps, ``chunks(k)`` T
+    and ``tail(k)`` k; `BiasCurve.work` says what all of it ran: up to a horizon of K, windows at most ``7.5 K`` times
+    the steps of one full gradient, and no more than log2(K) windows to bisect.
+
+    The built-in networks have every window: window(k + 1) is window(k) and the pairs of steps k apart, which cost T
+    steps side by side, see `gradaudit.protocols.SupportsWindows`. Only 1, 2, 4, 8, ... and the answer are gradients of
+    their own then: in all at most ``3 K`` times the steps of the full one, and the answer's.
 
     Args:
         model: a recurrent model that has ``with_truncation``, see `gradaudit.protocols.SupportsTruncation`: the
@@ -145,12 +149,15 @@ class _Lens:
     def curve(self, kind: _Kind) -> SemanticsCurve:
         """One kind: followed until it stays below delta; then where it begins to."""
         samples: dict[int, _Sample] = {}
-        beta = None
+        beta, ages = None, self._ages() if kind == "window" else None
         for some in lengths(self._n_steps if self._full and kind != "window" else self._horizon):
-            samples |= {k: self._of(kind, k) for k in some}
+            if ages is None:
+                samples |= {k: self._of(kind, k) for k in some}
+            else:
+                samples |= {k: self._aged(ages, k) for k in range(max(samples, default=0) + 1, some[-1] + 1)}
             if kind == "window":
                 beta = self._look_beyond(samples)
-            if self._stays(samples):
+            if self._stays(samples, some[-2:]):
                 break
         horizon = max(samples)
         self._bisect(kind, samples)
@@ -168,6 +175,15 @@ class _Lens:
         whole = self._whole if k == self._n_steps else None
         return whole or self._sample(Truncation(kind, k))
 
+    def _ages(self) -> Iterator[Gradients] | None:
+        return self._model.windows(self._parameters) if isinstance(self._model, SupportsWindows) else None
+
+    def _aged(self, ages: Iterator[Gradients], k: int) -> _Sample:
+        """Window k, the next one of all; at a power of two the model's own, with the time that it takes."""
+        gradient = self._flat(next(ages), Truncation("window", k))
+        self.work += 1
+        return self._of("window", k) if k & (k - 1) == 0 else _Sample(gradient, None)
+
     def _sample(self, truncation: Truncation) -> _Sample:
         model = cast("SupportsTruncation", self._model).with_truncation(truncation)
         started = time.perf_counter()
@@ -177,6 +193,10 @@ class _Lens:
         self.work += _work(truncation, self._n_steps)
         if self._progress is not None:
             self._progress(str(truncation), self.gradients)
+        return _Sample(self._flat(found, truncation), seconds)
+
+    def _flat(self, found: Gradients, truncation: Truncation) -> Gradient:
+        """By tensor, checked."""
         zeros = {name: np.zeros(p.shape) for name, p in self._parameters.items()}
         tensors = (zeros[name] if (g := found[name]) is None else g for name in zeros)
         gradient = tuple(np.asarray(tensor, np.float64).ravel() for tensor in tensors)
@@ -184,7 +204,7 @@ class _Lens:
         if not np.isfinite(size) or (size == 0 and not truncation.cuts(self._n_steps)):
             msg = f"the gradient with {truncation} has norm {size}: no bias is relative to that"
             raise ModelContractError(msg, where="value_and_grad()", hint="measure where it is finite and not zero")
-        return _Sample(gradient, seconds)
+        return gradient
 
     def _look_beyond(self, windows: dict[int, _Sample]) -> float | None:
         """Beta; without the full gradient, what stands for it, too."""
@@ -200,13 +220,12 @@ class _Lens:
     def _below(self, sample: _Sample) -> bool:
         return bool(self._reference.bias(sample.gradient)[0] < self._delta)
 
-    def _stays(self, samples: dict[int, _Sample]) -> bool:
-        """Whether the two longest are below delta: one may be by chance, a bias need not fall with every step."""
-        last = sorted(samples)[-2:]
+    def _stays(self, samples: dict[int, _Sample], last: Sequence[int]) -> bool:
+        """Whether the two last lengths are below delta: one may be by chance, a bias need not fall with every step."""
         return last[-1] == self._n_steps or (len(last) > 1 and all(self._below(samples[k]) for k in last))
 
     def _bisect(self, kind: _Kind, samples: dict[int, _Sample]) -> None:
-        """Between the last length that is too biased and the next one that was looked at."""
+        """Between the last length that is too biased and the next one that was looked at; the answer takes its time."""
         known = [0, *sorted(samples)]
         low = [k for k in known if k == 0 or not self._below(samples[k])][-1]
         if low == known[-1]:
@@ -216,6 +235,8 @@ class _Lens:
             middle = (low + high) // 2
             samples[middle] = self._of(kind, middle)
             low, high = (low, middle) if self._below(samples[middle]) else (middle, high)
+        if samples[high].seconds is None:
+            samples[high] = self._of(kind, high)
 
     def _extrapolated(self, longest: BiasPoint, beta: float | None) -> int | None:
         """Where the bias would be delta if it went on falling by beta a step; at T it is zero."""

@@ -24,7 +24,7 @@ class BiasPoint:
         parameters: the same of each parameter tensor.
         work: steps that its gradient runs forward and backward, all segments together, over those of the full gradient.
         held: steps whose states its gradient keeps at once in one segment; the full gradient keeps all T.
-        seconds: how long this gradient took here, the first time: compiling included.
+        seconds: how long this gradient took here, the first time: compiling included; None: it was made of others.
     """
 
     k: int
@@ -32,7 +32,7 @@ class BiasPoint:
     parameters: Mapping[str, float]
     work: float
     held: int
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from gradaudit.recurrent.problem import Crossing, Problem, Start
 from gradaudit.recurrent.spec import SequenceData
 from gradaudit.recurrent.truncation import Truncation, none
 
-__all__ = ["one_way", "segment_problems", "spans", "uncounted_steps"]
+__all__ = ["one_way", "segment_problems", "single_steps", "spans", "uncounted_steps"]
 
 #: Numbers of inputs and states in one batch of runs: memory stays bounded, a batch is long enough.
 _MOST_NUMBERS = 2**21
@@ -82,6 +82,20 @@ def segment_problems(problem: Problem, truncation: Truncation, states: Array) ->
         yield from source.slabs(source.with_loss(rows[lengths == length]), int(length))
     if problem.spec.n_hidden is not None and len(left := uncounted_steps(truncation, problem.n_steps)):
         yield source.readout(left)
+
+
+def single_steps(problem: Problem, states: Array) -> Iterator[Problem]:
+    """Each step alone, with its loss, from the state before it: those of one problem are its sequences.
+
+    Sequence ``i N + n`` is step i of sequence n. All problems have as many steps; the last one may be filled up with
+    steps without a loss.
+
+    Args:
+        problem: of a bidirectional network one side.
+        states: (T+1, N, S), h_0..h_T.
+    """
+    steps = np.arange(problem.n_steps)
+    yield from _Source(problem, states).slabs(np.stack([steps, steps + 1, steps + 1], axis=1), 1)
 
 
 def uncounted_steps(truncation: Truncation, n_steps: int) -> NDArray[np.int64]:

@@ -59,5 +59,5 @@ def _shown(one: SemanticsCurve) -> list[BiasPoint]:
 def _row(point: BiasPoint, *, chosen: bool) -> list[str]:
     worst = max(point.parameters, key=lambda name: point.parameters[name])
     measured = number(point.bias), worst, number(point.parameters[worst])
-    mark = " <" if chosen else ""
-    return [str(point.k), *measured, f"x {number(point.work)}", str(point.held), f"{point.seconds:.3f} s{mark}"]
+    seconds = "" if point.seconds is None else f"{point.seconds:.3f} s"
+    return [str(point.k), *measured, f"x {number(point.work)}", str(point.held), seconds + (" <" if chosen else "")]

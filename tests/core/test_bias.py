@@ -219,7 +219,8 @@ def test_the_numpy_networks_by_their_own_gradients():
             assert point.bias == pytest.approx(global_norm(missing) / global_norm(full), abs=1e-10)
             each = {name: np.linalg.norm(missing[name]) / np.linalg.norm(full[name]) for name in full}
             assert point.parameters == pytest.approx(each, abs=1e-10)
-            assert point.seconds > 0
+            own = one.kind != "window" or point.k in (1, 2, 4, 8, 16, 32, one.k)
+            assert (point.seconds is not None) == own
 
 
 def test_the_text_fits_and_shows_the_answer():
