@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.direction import Point
-from gradaudit.protocols import FrameworkModel, Model, SupportsTwin
+from gradaudit.protocols import FrameworkModel, Model, SupportsMixedPrecision, SupportsTwin
 
 __all__ = ["OverModel"]
 
@@ -47,6 +47,10 @@ class OverModel(ABC):
     def twin(self) -> Model | None:
         """The other model in float64, with its own gradient."""
         return self._model.twin() if isinstance(self._model, SupportsTwin) else None
+
+    def narrow(self) -> float | None:
+        """The narrower format of the other model, which is taken to be that of the gradient as well."""
+        return self._model.narrow() if isinstance(self._model, SupportsMixedPrecision) else None
 
     def preserved(self) -> AbstractContextManager[None]:
         """The framework's state."""

@@ -70,6 +70,7 @@ class TestTf32:
 
         exact = narrow._product
         monkeypatch.setattr(narrow, "_product", lambda kind, x, device: exact(kind, as_format(torch, x, 13), device))
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
 
     @pytest.mark.parametrize("kind", ["matrices", "images", "steps"])
     @pytest.mark.parametrize(("bits", "eps"), [(0, 0.0), (13, 2.0**-10), (16, 2.0**-7)])
@@ -101,13 +102,24 @@ class TestTf32:
         report = gradaudit.audit(net, loss=loss)
         assert [f.code for f in report.findings] == ["GA703"], str(report)
 
+    def test_either_interface_of_the_flags_will_do(self, torch):
+        before = torch.backends.fp32_precision
+        net = torch.nn.Linear(8, 4)
+        try:
+            torch.backends.fp32_precision = "tf32"
+            report = gradaudit.audit(net, loss=lambda net: net(torch.ones(2, 8)).square().mean())
+            assert torch.backends.fp32_precision == "tf32"
+        finally:
+            torch.backends.fp32_precision = before
+        assert report.verdict is Verdict.AGREE
+
     def test_only_products_of_float32_count(self, torch):
         from gradaudit.backends.torch.narrow import _Products
 
         def kinds(call):
             with torch.no_grad(), _Products() as products:
                 call()
-            return {kind for kind, _ in products.seen}
+            return {kind for kind, _ in products.pairs}
 
         x = torch.randn(2, 3, 8, 8)
         assert kinds(lambda: torch.nn.Linear(8, 2)(x)) == {"matrices"}

@@ -189,7 +189,7 @@ class TorchModel:
     def narrow(self) -> float | None:
         """The coarsest format that the loss autocasts to, or multiplies in: see `gradaudit.backends.torch.narrow`."""
         with preserved():
-            return narrowest(lambda: self.loss(self._parameters))
+            return narrowest(lambda: self.loss(self._parameters), self._devices.values())
 
     def cuts(self) -> Sequence[Cut]:
         """Where the gradient is cut, or changed by a hook: see `gradaudit.backends.torch.cuts` and `hooks`."""

@@ -7,7 +7,8 @@ formats have.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -50,22 +51,37 @@ class _Products(TorchDispatchMode):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[tuple[str, torch.device]] = set()
+        self.pairs: set[tuple[str, torch.device]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind = _PRODUCTS.get(func.overloadpacket.__name__)
         if kind is not None:
-            self.seen |= {(kind, x.device) for x in args if isinstance(x, Tensor) and x.dtype == torch.float32}
+            self.pairs |= {(kind, x.device) for x in args if isinstance(x, Tensor) and x.dtype == torch.float32}
         return func(*args, **(kwargs or {}))
 
 
-def narrowest(call: Callable[[], Any]) -> float | None:
-    """Machine epsilon of the coarsest format that a call autocasts to, or multiplies float32 tensors in; None: none."""
+def narrowest(call: Callable[[], Any], devices: Iterable[Any]) -> float | None:
+    """Machine epsilon of the coarsest format that a call autocasts to, or multiplies float32 tensors in; None: none.
+
+    Args:
+        call: the loss.
+        devices: of its parameters.
+    """
     with torch.no_grad(), eager():
-        with _Autocast() as autocast, _Products() as products:
+        # to watch every operator takes time
+        with _Autocast() as autocast, _Products() if _may_lose(devices) else nullcontext() as seen:
             call()
-        found = [autocast.eps, *(_eps(kind, device) for kind, device in products.seen)]
+        found = [autocast.eps, *(_eps(*pair) for pair in (seen.pairs if seen else ()))]
     return max(found) or None
+
+
+def _may_lose(devices: Iterable[Any]) -> bool:
+    """Whether products may lose digits; on the CPU only if PyTorch was told so."""
+    try:
+        told = torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # told by the other interface, and refuses to be asked by this one
+        told = True
+    return told or any(torch.device(device).type != "cpu" for device in devices)
 
 
 def _eps(kind: str, device: torch.device) -> float:

@@ -99,10 +99,6 @@ class StepModel(OverModel):
         self._named = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._seen: _Seen | None = None
 
-    def narrow(self) -> float | None:
-        """The narrower format of the objective, which is taken to be that of the step."""
-        return self._objective.narrow()
-
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The objective, and the gradient that the optimiser would see.
 
