@@ -24,7 +24,7 @@ from tests.backends.naive import gradient_by_pairs
 
 ACTIVATIONS = ["identity", "tanh", "relu", "sigmoid", "softmax"]
 T = 7
-#: Each compiles anew; test_truncations.py has every k on the backends that do not.
+#: Each compiles anew on some backends; NumPy has every k in test_truncations.py.
 TAILS = [tail(k) for k in (1, 3, T - 1, T, T + 1)]
 
 
