@@ -333,7 +333,7 @@ class Backend(Protocol):
         """
 
     def step(
-        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
     ) -> Model | None:
         """A training step as a model, see `gradaudit.audit_step`; None: the target is none of this framework."""
 

@@ -203,6 +203,53 @@ def test_a_step_without_a_gradient(framework, returned):
         gradaudit.audit_step(target, lambda target: returned, **options)
 
 
+#: Of these the step returns its objective, too; of those not, by framework.
+RETURNED = {"numpy": [numpy_ranks], "jax": [jax_accumulation, jax_clipped], "tensorflow": [keras_apply]}
+NOT_RETURNED = {"numpy": [numpy_accumulation], "tensorflow": [keras_train_step]}
+
+
+def of_the_tested(programs):
+    return [program for framework, found in programs.items() if framework in TESTED for program in found]
+
+
+def without_loss(program, *, fault):
+    given, options = program(fault=fault)
+    return given, {name: value for name, value in options.items() if name != "loss"}
+
+
+@pytest.mark.parametrize("program", of_the_tested(RETURNED))
+def test_the_loss_that_is_returned_is_the_objective(program):
+    given, options = without_loss(program, fault=True)
+    assert gradaudit.audit_step(*given, **options).verdict is Verdict.DISAGREE
+    given, options = without_loss(program, fault=False)
+    report = gradaudit.audit_step(*given, **options)
+    assert report.verdict is Verdict.AGREE, str(report)
+    (target, step), options = program(fault=False)
+    assert report.loss == pytest.approx(gradaudit.audit_step(target, step, **options).loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("program", of_the_tested(NOT_RETURNED))
+def test_no_loss_is_returned(program):
+    given, options = without_loss(program, fault=False)
+    with pytest.raises(ModelContractError, match="no loss= is given"):
+        gradaudit.audit_step(*given, **options)
+
+
+@pytest.mark.parametrize("framework", [name for name in ("numpy", "jax") if name in TESTED])
+def test_a_gradient_of_numbers_is_no_loss(framework):
+    if framework == "numpy":
+        target, step = {"a": np.array(2.0), "b": np.array(3.0)}, lambda p: {"a": 2 * p["a"], "b": 1.0}
+    else:
+        from jax import numpy as jnp
+
+        target, step = (jnp.asarray(2.0), jnp.asarray(3.0)), lambda p: (2 * p[0], jnp.ones(()))
+    with pytest.raises(ModelContractError, match="no loss= is given"):
+        gradaudit.audit_step(target, step)
+    number = (lambda p: p["a"] ** 2 + p["b"]) if framework == "numpy" else (lambda p: p[0] ** 2 + p[1])
+    report = gradaudit.audit_step(target, lambda p: (number(p), step(p)))
+    assert report.verdict is Verdict.AGREE, str(report)
+
+
 class TestKeras:
     __test__ = "tensorflow" in TESTED
 
@@ -231,3 +278,29 @@ class TestKeras:
         assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, every, strict=True))
         assert keras.optimizers.Optimizer.apply is apply
         assert not tf.config.functions_run_eagerly()
+
+    def test_dropout_draws_for_the_loss_what_it_draws_for_the_gradient(self):
+        import keras
+        import tensorflow as tf
+
+        keras.utils.set_random_seed(0)
+        net = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+        optimizer = keras.optimizers.SGD()
+
+        def step(net, factor=1.0):
+            with tf.GradientTape() as tape:
+                value = tf.reduce_mean((net(ROWS, training=True) - TARGET) ** 2)
+            grads = [factor * g for g in tape.gradient(value, net.trainable_variables)]
+            optimizer.apply_gradients(zip(grads, net.trainable_variables, strict=True))
+            return value
+
+        before = [v.numpy() for v in net.variables]
+        report = gradaudit.audit_step(net, step)
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert report.source == "the float32 loss itself"
+        assert gradaudit.audit_step(net, lambda net: step(net, 1.2)).verdict is Verdict.DISAGREE
+        assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, net.variables, strict=True))
+
+    def test_the_loss_of_the_last_micro_batch_is_another(self):
+        given, _ = tensorflow_module(fault=False)
+        assert gradaudit.audit_step(*given).verdict is Verdict.DISAGREE

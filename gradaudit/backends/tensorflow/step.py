@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gradaudit.arrays import Gradients, NamedArrays
 from gradaudit.backends.keras import keras_of
-from gradaudit.backends.stepped import SteppedModel, chosen
+from gradaudit.backends.stepped import SteppedModel, chosen, loss_among, unasked
 from gradaudit.backends.tensorflow.adapt import adapted, inlined, variables_of
 from gradaudit.backends.tensorflow.state import preserved
 
@@ -19,7 +19,7 @@ __all__ = ["step_model"]
 
 
 def step_model(
-    target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+    target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
 ) -> SteppedModel | None:
     """A Keras model on TensorFlow, or a `tf.Module`, and its step; None: neither.
 
@@ -29,18 +29,18 @@ def step_model(
     Args:
         target: the model.
         step: of it, applies or returns the gradient: in the order of ``trainable_variables``, or a dict by their names.
-        loss: of it, the objective.
+        loss: of it, the objective; None: what the step returns.
         sizes: by which a factor is named.
     """
     keras = keras_of(target, "tensorflow")
     if keras is None and (not isinstance(target, tf.Module) or isinstance(target, tf.Variable)):
         return None
-    objective = adapted(target, None, loss=loss)
+    objective = adapted(target, None, loss=loss or unasked)
     assert objective is not None  # of such a target there is one
     trained = variables_of(target)
     every = target.variables if keras is None else [*target.variables, *getattr(target, "metrics_variables", [])]
 
-    def gradient(p: NamedArrays) -> Gradients:
+    def run(p: NamedArrays) -> tuple[Any, list[dict[int, Any]]]:
         given: list[dict[int, Any]] = []
         # inlined: what a step that is a `tf.function` gives its optimiser is then a number
         with preserved(), _restored(every), inlined(), ExitStack() as stack:
@@ -48,20 +48,25 @@ def step_model(
                 stack.enter_context(_noted(keras.optimizers.Optimizer, given))
             for name, variable in trained.items():
                 variable.assign(p[name])
-            returned = step(target)
+            return step(target), given
 
-        def named(found: Any) -> Mapping[str, Any] | None:
-            if isinstance(found, Mapping):
-                return {name: _dense(found.get(name)) for name in trained}
-            if isinstance(found, (list, tuple)) and len(found) == len(trained):
-                return {name: _dense(g) for name, g in zip(trained, found, strict=True)}
-            return None
+    def named(found: Any) -> Mapping[str, Any] | None:
+        if isinstance(found, Mapping):
+            return {name: _dense(found.get(name)) for name in trained}
+        if isinstance(found, (list, tuple)) and len(found) == len(trained):
+            return {name: _dense(g) for name, g in zip(trained, found, strict=True)}
+        return None
 
+    def gradient(p: NamedArrays) -> Gradients:
+        returned, given = run(p)
         mine = {id(variable): name for name, variable in trained.items()}
         seen = next((g for g in given if set(g) & set(mine)), None)
         return chosen(returned if seen is None else {mine[i]: g for i, g in seen.items() if i in mine}, p, named)
 
-    return SteppedModel(objective, gradient, sizes)
+    def returned(p: NamedArrays) -> Any:
+        return loss_among(run(p)[0], p, named)
+
+    return SteppedModel(objective, gradient, sizes, returned=returned if loss is None else None)
 
 
 def _dense(gradient: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["widening", "widening_inputs"]
+__all__ = ["widened_calls", "widening", "widening_inputs"]
 
 
 def widening(
@@ -36,6 +36,17 @@ def widening(
         return value
 
     return widened
+
+
+@contextmanager
+def widened_calls(*, casts: bool) -> Iterator[None]:
+    """Meanwhile float32 tensors that meet float64 ones are widened, and random numbers are those of float32 tensors.
+
+    Args:
+        casts: so are casts to float32, see `widening`.
+    """
+    with _Widening(casts=casts), _Draws():
+        yield
 
 
 @contextmanager
