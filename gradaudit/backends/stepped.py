@@ -13,7 +13,7 @@ from gradaudit.direction import Point, displace
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import FrameworkModel, Model, StepVariant
 
-__all__ = ["OverStep", "SteppedModel", "chosen", "loss_among", "unasked"]
+__all__ = ["OverStep", "SteppedModel", "by_rows", "chosen", "loss_among", "unasked"]
 
 _Named: TypeAlias = Callable[[Any], Mapping[str, Any] | None]
 
@@ -141,6 +141,26 @@ def loss_among(returned: Any, parameters: NamedArrays, named: _Named) -> Any:
     msg = f"the step returns {_what(returned)}, in which there is no loss, and no loss= is given"
     hint = "return the loss from the step, a number of shape (); or give the objective: loss=lambda target: ..."
     raise ModelContractError(msg, where="audit_step()", hint=hint)
+
+
+def by_rows(rows: Sequence[int]) -> list[tuple[str, list[float]]]:
+    """What micro-batches that count the same would count if each did by its rows, and in words what they do count.
+
+    Args:
+        rows: of each micro-batch.
+
+    Returns:
+        For a mean of their means, and for a sum of them: the words, and a weight for each. Empty where all are equal.
+    """
+    found = []
+    for each in (len(rows), 1) if len(set(rows)) > 1 and all(rows) else ():
+        weights = [n * each / sum(rows) for n in rows]
+        detail = ", ".join(
+            f"micro-batch {i} ({n} of {sum(rows)} rows) counts {1 / w:.3g} times"
+            for i, (n, w) in enumerate(zip(rows, weights, strict=True), 1)
+        )
+        found.append((detail, weights))
+    return found
 
 
 def unasked(target: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar
-from gradaudit.backends.stepped import OverStep, loss_among, unasked
+from gradaudit.backends.stepped import OverStep, by_rows, loss_among, unasked
 from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.model import TorchModel, as_array
 from gradaudit.backends.torch.narrow import narrowest
@@ -161,14 +161,8 @@ class StepModel(OverStep):
             detail = f"while scaled by {seen.scale:g}" if any(seen.clips) else ""
             found.append(StepVariant(kind="clipped", detail=detail, model=self._changed(clipping=False)))
         # weights would also scale what was there before, and so explain two faults as one
-        if not seen.begun and len(seen.parts) > 1 and len(seen.rows) == len(seen.parts) and len(set(seen.rows)) > 1:
-            total, count = sum(seen.rows), len(seen.rows)
-            for each in (count, 1):
-                weights = [rows * each / total for rows in seen.rows]
-                detail = ", ".join(
-                    f"micro-batch {i} ({rows} of {total} rows) counts {1 / w:.3g} times"
-                    for i, (rows, w) in enumerate(zip(seen.rows, weights, strict=True), 1)
-                )
+        if not seen.begun and len(seen.rows) == len(seen.parts):
+            for detail, weights in by_rows(seen.rows):
                 found.append(StepVariant(kind="weights", detail=detail, model=self._changed(weights=weights)))
         return found
 
