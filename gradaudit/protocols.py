@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.direction import Point
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation
-from gradaudit.sites import CustomRule, Cut, Origin
+from gradaudit.sites import Broadcast, CustomRule, Cut, Origin
 
 __all__ = [
     "Backend",
@@ -26,6 +26,7 @@ __all__ = [
     "StepVariant",
     "SupportsAlong",
     "SupportsAt",
+    "SupportsBroadcasts",
     "SupportsComplexStep",
     "SupportsCuts",
     "SupportsEnvironment",
@@ -173,6 +174,14 @@ class SupportsOrigin(Protocol):
 
     def origin(self) -> Origin | None:
         """At the base point, the first operation of the backward pass with finite inputs and a non-finite result."""
+
+
+@runtime_checkable
+class SupportsBroadcasts(Protocol):
+    """The framework can say where a loss is taken over pairs, probably by accident."""
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """At the base point, in the order of their sums: see `gradaudit.sites.Broadcast`."""
 
 
 @runtime_checkable

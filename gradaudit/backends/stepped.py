@@ -12,6 +12,7 @@ from gradaudit.backends.over import OverModel
 from gradaudit.direction import Point, displace
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import FrameworkModel, Model, StepVariant
+from gradaudit.sites import Broadcast
 
 __all__ = ["OverStep", "SteppedModel", "by_rows", "chosen", "loss_among", "unasked"]
 
@@ -58,6 +59,10 @@ class OverStep(OverModel):
     def twin(self) -> Model | None:
         """The objective in float64, with its own gradient; None: it is what the step returns."""
         return super().twin() if self._returned is None else None
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the objective is taken over pairs; of what a step returns that is not known."""
+        return super().broadcasts() if self._returned is None else ()
 
 
 @final

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.tensorflow.broadcasts import over_pairs
 from gradaudit.backends.tensorflow.cuts import CutExperiments
 from gradaudit.backends.tensorflow.eager import EagerModel
 from gradaudit.backends.tensorflow.origin import origin
@@ -18,7 +19,7 @@ from gradaudit.backends.tensorflow.rules import RuleExperiments
 from gradaudit.backends.tensorflow.state import preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import CustomRule, Cut, Origin
+from gradaudit.sites import Broadcast, CustomRule, Cut, Origin
 
 __all__ = ["TensorflowModel", "Tensors", "environment", "own_trace"]
 
@@ -184,6 +185,14 @@ class TensorflowModel:
     def origin(self) -> Origin | None:
         """Where the gradient stops being finite at the base point; None if it does not, or runs in a graph only."""
         return origin(self._function, self._parameters)
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the loss is taken over pairs: see `gradaudit.backends.tensorflow.broadcasts`.
+
+        Raises:
+            Exception: the function's own, where it runs in a graph only.
+        """
+        return over_pairs(self._function, self._parameters)
 
     def preserved(self) -> AbstractContextManager[None]:
         """Leave TensorFlow's global random generator as it was."""

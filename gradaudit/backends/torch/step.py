@@ -15,12 +15,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from gradaudit.arrays import Gradients, NamedArrays, Scalar
 from gradaudit.backends.stepped import OverStep, by_rows, loss_among, unasked
 from gradaudit.backends.torch.adapt import adapted
+from gradaudit.backends.torch.broadcasts import over_pairs
 from gradaudit.backends.torch.model import TorchModel, as_array
 from gradaudit.backends.torch.narrow import narrowest
 from gradaudit.backends.torch.state import Patches, preserved
 from gradaudit.backends.torch.stepping import OptimiserState, ScalerState, put, standing
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model, StepVariant
+from gradaudit.sites import Broadcast
 
 __all__ = ["StepModel", "step_model"]
 
@@ -120,6 +122,12 @@ class StepModel(OverStep):
         here = self.parameters()
         wide = {name: p.astype(np.float64) for name, p in here.items()}
         return None if all(p.dtype == np.float64 for p in here.values()) else self._changed(self._objective.at(wide))
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the objective is taken over pairs; where the step returns it, in one run of the step."""
+        if self._returned is None:
+            return super().broadcasts()
+        return over_pairs(lambda: self.loss(self.parameters()), list(self._named.values()))
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The objective, and the gradient that the optimiser would see.
