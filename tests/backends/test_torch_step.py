@@ -251,6 +251,77 @@ def test_a_target_that_nobody_trains():
         gradaudit.audit_step("net", lambda net: net, loss=lambda net: 0.0)
 
 
+class TestCuts:
+    """A line in the step that cuts the gradient is named, as in a loss."""
+
+    @pytest.mark.parametrize("returns", [False, True])
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_a_detach_in_a_whole_iteration(self, case, cut, returns):
+        net, x, y = case
+        optimiser = torch.optim.Adam(net.parameters())
+
+        def step(net):
+            optimiser.zero_grad()
+            hidden = net[1](net[0](x))
+            hidden = hidden.detach() if cut else hidden
+            value = mse_loss(net[2](hidden), y)
+            value.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1e6)
+            optimiser.step()
+            value.item()
+            return value
+
+        report = gradaudit.audit_step(net, step, loss=None if returns else lambda net: mse_loss(net(x), y))
+        if cut:
+            wrong(report, "GA101", f"detach at test_torch_step.py:{step.__code__.co_firstlineno + 3} in step (once)")
+            assert len(report.findings) == 1, str(report)
+            assert report.findings[0].parameters == ("0.weight", "0.bias")
+        else:
+            assert report.verdict is Verdict.AGREE, str(report)
+
+    def test_no_grad_around_a_micro_batch(self, case):
+        _, x, y = case
+
+        def step(net):
+            with torch.no_grad():
+                first = net[0](x[:5])
+            (mse_loss(net[2](net[1](first)), y[:5]) / 2).backward()
+            (mse_loss(net(x[5:]), y[5:]) / 2).backward()
+
+        report = audited(case, step)
+        wrong(report, "GA101", f"no_grad at test_torch_step.py:{step.__code__.co_firstlineno + 1} in step")
+
+    @pytest.mark.parametrize("meant", [False, True])
+    def test_a_cut_in_the_module_may_be_meant(self, meant):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 1)
+
+            def forward(self, x):
+                hidden = torch.tanh(self.first(x))
+                return self.second(hidden) + hidden.detach().sum(1, keepdim=True)
+
+        torch.manual_seed(0)
+        net, x, y = Net(), torch.randn(10, 4), torch.randn(10, 1)
+        options = {"intended": ["*forward*"]} if meant else {}
+        report = audited((net, x, y), lambda net: mse_loss(net(x), y).backward(), **options)
+        if meant:
+            assert report.verdict is Verdict.AGREE, str(report)
+            assert report.judged == "frozen"
+        else:
+            wrong(report, "GA101", "detach at test_torch_step.py")
+
+    def test_a_cut_that_does_nothing_is_not_blamed(self, case):
+        _, x, y = case
+
+        def step(net):
+            target = y + 0 * net(x).detach()
+            (2 * mse_loss(net(x), target)).backward()
+
+        wrong(audited(case, step, sizes={"two": 2}), "GA301", "two, 2")
+
+
 class TestReturned:
     """Without ``loss=``, what the step returns is the objective."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
@@ -16,13 +16,14 @@ from gradaudit.arrays import Gradients, NamedArrays, Scalar
 from gradaudit.backends.stepped import OverStep, by_rows, loss_among, unasked
 from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.broadcasts import over_pairs
+from gradaudit.backends.torch.cuts import listed, removed
 from gradaudit.backends.torch.model import TorchModel, as_array
 from gradaudit.backends.torch.narrow import narrowest
 from gradaudit.backends.torch.state import Patches, preserved
 from gradaudit.backends.torch.stepping import OptimiserState, ScalerState, put, standing
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model, StepVariant
-from gradaudit.sites import Broadcast
+from gradaudit.sites import Broadcast, Cut
 
 __all__ = ["StepModel", "step_model"]
 
@@ -88,6 +89,7 @@ class StepModel(OverStep):
         empty: start from empty ``.grad``, and run once.
         clipping: False: clipping does nothing.
         weights: multiply what each backward call adds by its own number.
+        uncut: cuts in the step through which the gradient flows all the same.
     """
 
     def __init__(
@@ -101,12 +103,14 @@ class StepModel(OverStep):
         empty: bool = False,
         clipping: bool = True,
         weights: Sequence[float] | None = None,
+        uncut: Collection[Cut] = (),
     ) -> None:
         super().__init__(objective, self._loss_of_step if returns else None)
         self._module, self._step, self._objective, self._sizes = module, step, objective, dict(sizes)
         self._empty, self._clipping, self._weights = empty, clipping, weights
         self._named = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._seen: _Seen | None = None
+        self._run_step = removed(lambda _: step(module), uncut) if uncut else lambda _: step(module)
 
     def narrow(self) -> float | None:
         """The narrower format of the objective, which is taken to be that of the step."""
@@ -122,6 +126,19 @@ class StepModel(OverStep):
         here = self.parameters()
         wide = {name: p.astype(np.float64) for name, p in here.items()}
         return None if all(p.dtype == np.float64 for p in here.values()) else self._changed(self._objective.at(wide))
+
+    def cuts(self) -> Sequence[Cut]:
+        """Where the step cuts the gradient: see `gradaudit.backends.torch.cuts`."""
+        with standing(self._module, self.parameters()) as optimisers:
+            return listed(lambda _: self._run(optimisers, updating=False), self._named)
+
+    def without(self, cuts: Collection[Cut]) -> StepModel | None:
+        """The same objective with the gradient of the step without these cuts; None: one cannot be removed."""
+        return self._changed(uncut=cuts) if all(cut.removable for cut in cuts) else None
+
+    def holding(self, cuts: Collection[Cut]) -> Model | None:
+        """The objective with what these lines cut off held, where it runs them too; None: the step returns it."""
+        return self._objective.holding(cuts) if self._returned is None else None
 
     def broadcasts(self) -> Sequence[Broadcast]:
         """Where the objective is taken over pairs; where the step returns it, in one run of the step."""
@@ -222,7 +239,7 @@ class StepModel(OverStep):
             stack.callback(register_optimizer_step_post_hook(after_step).remove)
             stack.callback(self._module.register_forward_pre_hook(before_forward).remove)
             stack.enter_context(Patches(lambda patches: self._install(patches, seen, rows, optimisers)).held())
-            seen.returned = self._step(self._module)
+            seen.returned = self._run_step(self._named)
         return seen
 
     def _install(self, patches: Patches, seen: _Seen, rows: list[int], optimisers: dict[int, Any]) -> None:
