@@ -176,3 +176,26 @@ class TestTorch:
         report = gradaudit.audit(loss, {"w": torch.ones(3)})
         assert report.verdict is Verdict.AGREE
         assert report.remarks == ()
+
+
+class TestTensorflow:
+    __test__ = "tensorflow" in TESTED
+
+    @pytest.mark.parametrize("loop", [False, True])
+    def test_a_loop_is_not_run_in_python(self, loop):
+        import tensorflow as tf
+
+        runs = []
+
+        @tf.function
+        def loss(p):
+            out = tf.constant(ROWS) @ p["w"]
+            for _ in tf.range(3) if loop else range(3):
+                runs.append(1)
+                out = 0.5 * out
+            return tf.reduce_mean((out - TARGET) ** 2)
+
+        report = gradaudit.audit(loss, {"w": tf.constant(WEIGHTS["w"])})
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert len(report.remarks) == (not loop)
+        assert len(runs) == (1 if loop else 3 + 3)  # traced; and once in Python

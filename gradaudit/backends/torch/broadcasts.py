@@ -1,23 +1,23 @@
 """Where a PyTorch loss is taken over pairs: see `gradaudit.backends.broadcasts`.
 
-A `TorchDispatchMode` sees every operator that runs, those inside `torch.nn.functional` too.
+A mode below autograd sees every operator that runs, those inside `torch.nn.functional` too.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradaudit.backends.broadcasts import Following, Kind, Value, may_pair
 from gradaudit.backends.torch.cuts import SKIPPED
-from gradaudit.backends.torch.state import eager
+from gradaudit.backends.torch.state import DispatchMode, eager
 from gradaudit.sites import Broadcast
 
 __all__ = ["over_pairs"]
@@ -45,7 +45,7 @@ def over_pairs(loss: Callable[[], Any], parameters: Sequence[Tensor]) -> list[Br
 
 
 @final
-class _Watching(TorchDispatchMode):  # type: ignore[misc]
+class _Watching(DispatchMode):
     """Tells of each operator."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -58,23 +58,35 @@ class _Watching(TorchDispatchMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        kind, inputs = _kind(func, name, args, kwargs), [self._value(x) for x in _tensors((args, kwargs))]
+        kind, inputs = _kind(func, name), [self._value(x) for x in _tensors((args, kwargs))]
+        if _keeps(func, args, kwargs):
+            kind = "keeping"
         site = _site(name, inputs) if may_pair(kind, inputs) else None
         for x in _tensors(result) if inputs else ():
             self.following.note(kind, inputs, self._value(x), site)
         return result
 
     def _value(self, x: Tensor) -> Value:
-        if x not in self._keys:
-            self._count += 1
-            self._keys[x] = self._count
-        return Value(self._keys[x], tuple(x.shape))
+        key = self._keys.get(x)
+        if key is None:
+            key = self._keys[x] = self._count = self._count + 1
+        return Value(key, tuple(x.shape))
 
 
-def _kind(func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Kind:
+@cache
+def _keepdim(func: Any) -> int | None:
+    """At which position an operator takes it."""
     names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001  # there is no other
-    if {**dict(zip(names, args, strict=False)), **kwargs}.get("keepdim"):
-        return "keeping"
+    return names.index("keepdim") if "keepdim" in names else None
+
+
+def _keeps(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    position = _keepdim(func)
+    return position is not None and bool(args[position] if len(args) > position else kwargs.get("keepdim"))
+
+
+@cache
+def _kind(func: Any, name: str) -> Kind:
     if name in _PAIRING:
         return "pairing"
     if name in _ADDING:

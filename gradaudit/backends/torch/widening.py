@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradaudit.backends.torch.state import DispatchMode
 
 __all__ = ["widened_calls", "widening", "widening_inputs"]
 
@@ -87,7 +88,7 @@ _DRAWN = {"bernoulli", "normal", "rand", "rand_like", "randn", "randn_like"} | {
 }
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[misc]
+class _Draws(DispatchMode):
     """Draws for float64 tensors what is drawn for float32 ones; notes whether it met any."""
 
     def __init__(self) -> None:
