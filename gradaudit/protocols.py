@@ -229,10 +229,7 @@ class SupportsVariants(Protocol):
     """A training step that can be run differently, to prove what is wrong with it."""
 
     def variants(self) -> Sequence[StepVariant] | None:
-        """The same objective, each with one thing about the step changed, see `StepVariant`.
-
-        Empty: nothing is known of what the step does; its float64 twin has the objective's own gradient. None: no step.
-        """
+        """The same objective, one thing about the step changed in each; empty: nothing is known of it; None: no step."""
 
 
 @runtime_checkable
@@ -325,12 +322,7 @@ class Backend(Protocol):
         """A model over a pure function of named tensors."""
 
     def adapt(
-        self,
-        target: Any,
-        at: Any,
-        *,
-        loss: Callable[..., Any] | None,
-        gradient: Callable[..., Any] | bool | None,
+        self, target: Any, at: Any, *, loss: Callable[..., Any] | None, gradient: Callable[..., Any] | bool | None
     ) -> Model | None:
         """The user's own object as a model, see `gradaudit.audit`; None: it is none of this framework."""
 

@@ -60,6 +60,10 @@ class OverStep(OverModel):
         """The objective in float64, with its own gradient; None: it is what the step returns."""
         return super().twin() if self._returned is None else None
 
+    def narrow(self) -> float | None:
+        """The narrower format of the objective; of what a step returns that is not known."""
+        return super().narrow() if self._returned is None else None
+
     def broadcasts(self) -> Sequence[Broadcast]:
         """Where the objective is taken over pairs; of what a step returns that is not known."""
         return super().broadcasts() if self._returned is None else ()
