@@ -229,7 +229,7 @@ class SupportsVariants(Protocol):
     """A training step that can be run differently, to prove what is wrong with it."""
 
     def variants(self) -> Sequence[StepVariant] | None:
-        """The same objective, one thing about the step changed in each; empty: nothing is known of it; None: no step."""
+        """The same objective, one thing about the step changed in each; empty: nothing is known; None: no step."""
 
 
 @runtime_checkable
