@@ -161,7 +161,7 @@ def audit_step(
     target: Any,
     step: Callable[..., Any],
     *,
-    loss: Callable[..., Any],
+    loss: Callable[..., Any] | None = None,
     name: str | None = None,
     progress: Callable[[int], None] | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -178,7 +178,8 @@ def audit_step(
             of NumPy or a dict of them.
         step: target -> the gradient, or a tuple with it; with PyTorch and Keras anything, if it calls backward or an
             optimiser.
-        loss: target -> one number, the objective over all the data of the step.
+        loss: target -> one number, the objective over all the data of the step. None: what the step returns, the first
+            number of shape () among it; the step then also runs for every loss.
         name: in the report; by default the module's own.
         progress: called with the number of forward passes so far.
         sizes: whole numbers by which a constant factor is named, for example ``{"world size": 2}``.
@@ -186,7 +187,8 @@ def audit_step(
 
     Raises:
         AmbiguousBackendError: no framework, or more than one, recognises the target.
-        ModelContractError: the step leaves no gradient, or the loss breaks its contract.
+        ModelContractError: the step leaves no gradient, or returns no loss where none is given, or the loss breaks its
+            contract.
         OptionError: an unknown option, or one out of its range.
     """
     model = registry.step_of(target, step, loss=loss, sizes=sizes or {})

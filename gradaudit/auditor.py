@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -26,8 +26,16 @@ from gradaudit.measure.measurement import measured
 from gradaudit.measure.state import SeedFixed, preserved
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
-from gradaudit.protocols import Model, SupportsCuts, SupportsEnvironment, SupportsFrozen, SupportsTruncation
+from gradaudit.protocols import (
+    Model,
+    SupportsBroadcasts,
+    SupportsCuts,
+    SupportsEnvironment,
+    SupportsFrozen,
+    SupportsTruncation,
+)
 from gradaudit.report import AuditReport, Entries, ParameterResult, WrongEntry
+from gradaudit.sites import Broadcast
 
 __all__ = ["Progress", "audit", "audit_each"]
 
@@ -59,6 +67,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         findings = explain(evidence)
         judged = _judged(evidence)
         entered = None if judged is None else evidence.entered(judged, judged.unread)
+        remarks = tuple(map(_over_pairs, _broadcasts(model)))
     return AuditReport(
         verdict=_verdict(evidence, judged),
         target=target,
@@ -74,6 +83,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         environment=_environment(model),
         options=options,
         complete=judged is None or judged.complete,
+        remarks=remarks,
     )
 
 
@@ -136,6 +146,20 @@ def _held(model: Model, options: AuditOptions) -> Model | None:
             hint="a line or a function of these",
         )
     return held
+
+
+def _broadcasts(model: Model) -> Sequence[Broadcast]:
+    if not isinstance(model, SupportsBroadcasts):
+        return ()
+    try:
+        return model.broadcasts()
+    except Exception:  # noqa: BLE001  # a remark is not worth a failure
+        return ()
+
+
+def _over_pairs(broadcast: Broadcast) -> str:
+    hint = "if each entry is meant for its own, give both operands one shape"
+    return f"Perhaps another loss than is meant: {broadcast}, and summed; {hint}."
 
 
 def _judged(evidence: Evidence) -> Measurement | None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.direction import Point
 from gradaudit.recurrent import Problem, RecurrentSpec, SequenceData, Truncation
-from gradaudit.sites import CustomRule, Cut, Origin
+from gradaudit.sites import Broadcast, CustomRule, Cut, Origin
 
 __all__ = [
     "Backend",
@@ -26,6 +26,7 @@ __all__ = [
     "StepVariant",
     "SupportsAlong",
     "SupportsAt",
+    "SupportsBroadcasts",
     "SupportsComplexStep",
     "SupportsCuts",
     "SupportsEnvironment",
@@ -176,6 +177,14 @@ class SupportsOrigin(Protocol):
 
 
 @runtime_checkable
+class SupportsBroadcasts(Protocol):
+    """The framework can say where a loss is taken over pairs, probably by accident."""
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """At the base point, in the order of their sums: see `gradaudit.sites.Broadcast`."""
+
+
+@runtime_checkable
 class SupportsMixedPrecision(Protocol):
     """The framework can say that parts of the loss are meant to compute in a narrower format than their tensors'."""
 
@@ -220,10 +229,7 @@ class SupportsVariants(Protocol):
     """A training step that can be run differently, to prove what is wrong with it."""
 
     def variants(self) -> Sequence[StepVariant] | None:
-        """The same objective, each with one thing about the step changed, see `StepVariant`.
-
-        Empty: nothing is known of what the step does; its float64 twin has the objective's own gradient. None: no step.
-        """
+        """The same objective, one thing about the step changed in each; empty: nothing is known; None: no step."""
 
 
 @runtime_checkable
@@ -316,12 +322,7 @@ class Backend(Protocol):
         """A model over a pure function of named tensors."""
 
     def adapt(
-        self,
-        target: Any,
-        at: Any,
-        *,
-        loss: Callable[..., Any] | None,
-        gradient: Callable[..., Any] | bool | None,
+        self, target: Any, at: Any, *, loss: Callable[..., Any] | None, gradient: Callable[..., Any] | bool | None
     ) -> Model | None:
         """The user's own object as a model, see `gradaudit.audit`; None: it is none of this framework."""
 
@@ -333,7 +334,7 @@ class Backend(Protocol):
         """
 
     def step(
-        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
     ) -> Model | None:
         """A training step as a model, see `gradaudit.audit_step`; None: the target is none of this framework."""
 

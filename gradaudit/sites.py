@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["CustomRule", "Cut", "Origin", "definition", "folders"]
+__all__ = ["Broadcast", "CustomRule", "Cut", "Origin", "definition", "folders"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,30 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.operation} at {self.place}" + (f" in {self.function}" if self.function else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broadcast:
+    """An elementwise operation that takes (N,) and (N, 1) for N x N pairs, of which a sum or mean is taken.
+
+    Attributes:
+        operation: the framework's name of it, for example ``sub``.
+        shapes: of its two operands.
+        path: the source file.
+        line: from 1; 0 where unknown.
+        function: in which it is written.
+    """
+
+    operation: str
+    shapes: tuple[tuple[int, ...], ...]
+    path: str
+    line: int
+    function: str = ""
+
+    def __str__(self) -> str:
+        place = f"{Path(self.path).name}:{self.line}" + (f" in {self.function}" if self.function else "")
+        n = max(self.shapes[0])
+        return f"{self.operation} of {self.shapes[0]} and {self.shapes[1]} at {place} is taken over ({n}, {n}) pairs"
 
 
 @lru_cache(maxsize=4096)

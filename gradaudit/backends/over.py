@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.direction import Point
-from gradaudit.protocols import FrameworkModel, Model, SupportsMixedPrecision, SupportsTwin
+from gradaudit.protocols import FrameworkModel, Model, SupportsBroadcasts, SupportsMixedPrecision, SupportsTwin
+from gradaudit.sites import Broadcast
 
 __all__ = ["OverModel"]
 
@@ -51,6 +52,10 @@ class OverModel(ABC):
     def narrow(self) -> float | None:
         """The narrower format of the other model, which is taken to be that of the gradient as well."""
         return self._model.narrow() if isinstance(self._model, SupportsMixedPrecision) else None
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the loss is taken over pairs."""
+        return self._model.broadcasts() if isinstance(self._model, SupportsBroadcasts) else ()
 
     def preserved(self) -> AbstractContextManager[None]:
         """The framework's state."""

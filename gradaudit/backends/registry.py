@@ -172,7 +172,9 @@ def _recognised(ask: Callable[[Backend], T | None], what: str, *, where: str, hi
     raise AmbiguousBackendError(msg, where=where, hint=hint)
 
 
-def step_of(target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]) -> Model:
+def step_of(
+    target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
+) -> Model:
     """A training step of a target as a model, by the framework that recognises the target.
 
     Raises:

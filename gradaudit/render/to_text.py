@@ -33,6 +33,7 @@ def text(report: AuditReport) -> str:
         lines += ["", *_parameters(report.parameters)]
         for finding in report.findings:
             lines += ["", finding_text(finding)]
+    lines += _remarks(report)
     if not report.complete:
         lines += ["", f"  The budget of {report.options.max_evaluations:,} evaluations ended before the plan did."]
     return "\n".join(lines)
@@ -140,6 +141,9 @@ def _modes(report: AuditReport) -> str:
         cells = [str(part.verdict), number(coarsest), str(part.evaluations), f"{part.seconds:.2f} s", part.source]
         rows.append([part.target, *cells])
     lines = [f"{report.verdict}   {_shorten(report.target)}", "", *table(rows, right=(2, 3, 4))]
-    for remark in report.remarks:
-        lines += ["", *textwrap.wrap(remark, _WIDTH, initial_indent="  ", subsequent_indent="  ")]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_remarks(report)])
+
+
+def _remarks(report: AuditReport) -> list[str]:
+    wrapped = [textwrap.wrap(r, _WIDTH, initial_indent="  ", subsequent_indent="  ") for r in report.remarks]
+    return [line for lines in wrapped for line in ("", *lines)]

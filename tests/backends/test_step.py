@@ -172,12 +172,62 @@ def tensorflow_module(fault):
     return (Net(), step), {"loss": loss}
 
 
+def keras_accumulation(fault):
+    """A Keras model's own loop over unequal micro-batches, whose means are weighted by their rows, or equally."""
+    import keras
+    import tensorflow as tf
+
+    net, loss = keras_net()
+    optimizer = keras.optimizers.SGD()
+
+    def step(net):
+        total, mean = None, 0.0
+        for start, stop in BATCHES:
+            weight = 1 / 3 if fault else (stop - start) / 10
+            with tf.GradientTape() as tape:
+                value = weight * tf.reduce_mean((net(ROWS[start:stop]) - TARGET[start:stop]) ** 2)
+            grads = tape.gradient(value, net.trainable_variables)
+            total = grads if total is None else [t + g for t, g in zip(total, grads, strict=True)]
+            mean = mean + value
+        optimizer.apply_gradients(zip(total, net.trainable_variables, strict=True))
+        return mean
+
+    return (net, step), {"loss": loss}
+
+
+def tensorflow_sum(fault):
+    """A `tf.Module` that is called; the sum of unequal micro-batches' means, one gradient after the other."""
+    import tensorflow as tf
+
+    class Net(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable(np.random.default_rng(0).standard_normal((4, 1)), dtype=tf.float32)
+            self.b = tf.Variable([0.5])
+
+        def __call__(self, rows):
+            return tf.convert_to_tensor(rows) @ self.w + self.b
+
+    def step(net):
+        total = {"w": 0.0, "b": 0.0}
+        for start, stop in BATCHES:
+            with tf.GradientTape(persistent=True) as tape:
+                value = tf.reduce_mean((net(ROWS[start:stop]) - TARGET[start:stop]) ** 2)
+            weight = 1 if fault else (stop - start) / 10
+            total = {n: t + weight * tape.gradient(value, getattr(net, n)) for n, t in total.items()}
+        return total
+
+    return (Net(), step), {"loss": lambda net: tf.reduce_mean((net(ROWS) - TARGET) ** 2)}
+
+
 #: By framework: the program, and what names its fault; None: nothing does, it is seen.
 STEPS = {
     "numpy": [(numpy_ranks, "1 / world size, 2"), (numpy_accumulation, "micro-batches, 2")],
     "jax": [(jax_accumulation, "micro-batches, 2"), (jax_clipped, "GA304")],
     "tensorflow": [(keras_apply, "GA304"), (keras_train_step, "batch, 10"), (tensorflow_module, None)],
 }
+WEIGHTS = "micro-batch 3 (2 of 10 rows) counts {} times"
+STEPS["tensorflow"] += [(keras_accumulation, WEIGHTS.format("1.67")), (tensorflow_sum, WEIGHTS.format("5"))]
 CASES = [case for framework, cases in STEPS.items() if framework in TESTED for case in cases]
 __test__ = bool(CASES)
 
@@ -203,6 +253,66 @@ def test_a_step_without_a_gradient(framework, returned):
         gradaudit.audit_step(target, lambda target: returned, **options)
 
 
+#: Of these the step returns its objective, too.
+RETURNED = {"numpy": [numpy_ranks], "jax": [jax_accumulation, jax_clipped], "tensorflow": [keras_apply]}
+#: Of these it returns none: a gradient alone, a dict of running means.
+NOT_RETURNED = {"numpy": numpy_accumulation, "jax": jax_clipped, "tensorflow": keras_train_step}
+
+
+def without_loss(program, *, fault):
+    given, options = program(fault=fault)
+    return given, {name: value for name, value in options.items() if name != "loss"}
+
+
+@pytest.mark.parametrize("program", [p for framework in STEPS if framework in TESTED for p in RETURNED[framework]])
+def test_the_loss_that_is_returned_is_the_objective(program):
+    given, options = without_loss(program, fault=True)
+    assert gradaudit.audit_step(*given, **options).verdict is Verdict.DISAGREE
+    given, options = without_loss(program, fault=False)
+    report = gradaudit.audit_step(*given, **options)
+    assert report.verdict is Verdict.AGREE, str(report)
+    (target, step), options = program(fault=False)
+    assert report.loss == pytest.approx(gradaudit.audit_step(target, step, **options).loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("framework", [name for name in STEPS if name in TESTED])
+def test_no_loss_is_returned(framework):
+    (target, step), options = without_loss(NOT_RETURNED[framework], fault=False)
+
+    def gradient_alone(target):
+        returned = step(target)
+        return returned[1] if isinstance(returned, tuple) else returned
+
+    with pytest.raises(ModelContractError, match="no loss= is given"):
+        gradaudit.audit_step(target, gradient_alone, **options)
+
+
+def numbers(framework):
+    """``a^2 + b`` of two numbers: the target, the loss, and a step that returns the gradient alone, two numbers."""
+    if framework == "numpy":
+        target = {"a": np.array(2.0), "b": np.array(3.0)}
+        return target, lambda p: p["a"] ** 2 + p["b"], lambda p: {"a": 2 * p["a"], "b": np.array(1.0)}
+    if framework == "jax":
+        from jax import numpy as jnp
+
+        target = jnp.asarray(2.0), jnp.asarray(3.0)
+        return target, lambda p: p[0] ** 2 + p[1], lambda p: (2 * p[0], jnp.ones(()))
+    import tensorflow as tf
+
+    target = tf.Module()
+    target.a, target.b = tf.Variable(2.0), tf.Variable(3.0)
+    return target, lambda p: p.a**2 + p.b, lambda p: [2 * p.a, tf.constant(1.0)]
+
+
+@pytest.mark.parametrize("framework", [name for name in STEPS if name in TESTED])
+def test_a_gradient_of_numbers_is_no_loss(framework):
+    target, loss, step = numbers(framework)
+    with pytest.raises(ModelContractError, match="no loss= is given"):
+        gradaudit.audit_step(target, step)
+    report = gradaudit.audit_step(target, lambda p: (loss(p), step(p)))
+    assert report.verdict is Verdict.AGREE, str(report)
+
+
 class TestKeras:
     __test__ = "tensorflow" in TESTED
 
@@ -216,7 +326,8 @@ class TestKeras:
         optimizers = [net.optimizer] if getattr(net, "optimizer", None) is not None else []
         every = [*net.variables, *net.metrics_variables, *(v for o in optimizers for v in o.variables)]
         before = [v.numpy() for v in every]
-        apply = keras.optimizers.Optimizer.apply
+        patched = keras.optimizers.Optimizer, tf.GradientTape, type(net)
+        attributes = [dict(vars(cls)) for cls in patched]
 
         def failing(net):
             step(net)
@@ -229,5 +340,49 @@ class TestKeras:
             with pytest.raises(error):
                 gradaudit.audit_step(net, failing, **options)
         assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, every, strict=True))
-        assert keras.optimizers.Optimizer.apply is apply
+        assert [dict(vars(cls)) for cls in patched] == attributes
         assert not tf.config.functions_run_eagerly()
+
+    def test_equal_micro_batches_that_are_not_divided_are_a_factor(self):
+        import tensorflow as tf
+
+        net, loss = keras_net()
+
+        def step(net):
+            total = None
+            for start, stop in ((0, 5), (5, 10)):
+                with tf.GradientTape() as tape:
+                    value = tf.reduce_mean((net(ROWS[start:stop]) - TARGET[start:stop]) ** 2)
+                grads = tape.gradient(value, net.trainable_variables)
+                total = grads if total is None else [t + g for t, g in zip(total, grads, strict=True)]
+            return total
+
+        report = gradaudit.audit_step(net, step, loss=loss)
+        assert [f.code for f in report.findings] == ["GA301"], str(report)
+        assert "micro-batches, 2" in report.findings[0].sentence
+
+    def test_dropout_draws_for_the_loss_what_it_draws_for_the_gradient(self):
+        import keras
+        import tensorflow as tf
+
+        keras.utils.set_random_seed(0)
+        net = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+        optimizer = keras.optimizers.SGD()
+
+        def step(net, factor=1.0):
+            with tf.GradientTape() as tape:
+                value = tf.reduce_mean((net(ROWS, training=True) - TARGET) ** 2)
+            grads = [factor * g for g in tape.gradient(value, net.trainable_variables)]
+            optimizer.apply_gradients(zip(grads, net.trainable_variables, strict=True))
+            return value
+
+        before = [v.numpy() for v in net.variables]
+        report = gradaudit.audit_step(net, step)
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert report.source == "the float32 loss itself"
+        assert gradaudit.audit_step(net, lambda net: step(net, 1.2)).verdict is Verdict.DISAGREE
+        assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, net.variables, strict=True))
+
+    def test_the_loss_of_the_last_micro_batch_is_another(self):
+        given, _ = tensorflow_module(fault=False)
+        assert gradaudit.audit_step(*given).verdict is Verdict.DISAGREE

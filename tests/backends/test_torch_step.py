@@ -249,3 +249,258 @@ def test_a_closure_is_refused(case):
 def test_a_target_that_nobody_trains():
     with pytest.raises(AmbiguousBackendError, match="a training step of a str"):
         gradaudit.audit_step("net", lambda net: net, loss=lambda net: 0.0)
+
+
+class TestCuts:
+    """A line in the step that cuts the gradient is named, as in a loss."""
+
+    @pytest.mark.parametrize("returns", [False, True])
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_a_detach_in_a_whole_iteration(self, case, cut, returns):
+        net, x, y = case
+        optimiser = torch.optim.Adam(net.parameters())
+
+        def step(net):
+            optimiser.zero_grad()
+            hidden = net[1](net[0](x))
+            hidden = hidden.detach() if cut else hidden
+            value = mse_loss(net[2](hidden), y)
+            value.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1e6)
+            optimiser.step()
+            value.item()
+            return value
+
+        report = gradaudit.audit_step(net, step, loss=None if returns else lambda net: mse_loss(net(x), y))
+        if cut:
+            wrong(report, "GA101", f"detach at test_torch_step.py:{step.__code__.co_firstlineno + 3} in step (once)")
+            assert len(report.findings) == 1, str(report)
+            assert report.findings[0].parameters == ("0.weight", "0.bias")
+        else:
+            assert report.verdict is Verdict.AGREE, str(report)
+
+    def test_no_grad_around_a_micro_batch(self, case):
+        _, x, y = case
+
+        def step(net):
+            with torch.no_grad():
+                first = net[0](x[:5])
+            (mse_loss(net[2](net[1](first)), y[:5]) / 2).backward()
+            (mse_loss(net(x[5:]), y[5:]) / 2).backward()
+
+        report = audited(case, step)
+        wrong(report, "GA101", f"no_grad at test_torch_step.py:{step.__code__.co_firstlineno + 1} in step")
+
+    @pytest.mark.parametrize("meant", [False, True])
+    def test_a_cut_in_the_module_may_be_meant(self, meant):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 1)
+
+            def forward(self, x):
+                hidden = torch.tanh(self.first(x))
+                return self.second(hidden) + hidden.detach().sum(1, keepdim=True)
+
+        torch.manual_seed(0)
+        net, x, y = Net(), torch.randn(10, 4), torch.randn(10, 1)
+        options = {"intended": ["*forward*"]} if meant else {}
+        report = audited((net, x, y), lambda net: mse_loss(net(x), y).backward(), **options)
+        if meant:
+            assert report.verdict is Verdict.AGREE, str(report)
+            assert report.judged == "frozen"
+        else:
+            wrong(report, "GA101", "detach at test_torch_step.py")
+
+    def test_a_cut_that_does_nothing_is_not_blamed(self, case):
+        _, x, y = case
+
+        def step(net):
+            target = y + 0 * net(x).detach()
+            (2 * mse_loss(net(x), target)).backward()
+
+        wrong(audited(case, step, sizes={"two": 2}), "GA301", "two, 2")
+
+
+class TestReturned:
+    """Without ``loss=``, what the step returns is the objective."""
+
+    def audited(self, case, step, **options):
+        return gradaudit.audit_step(case[0], step, **options)
+
+    @pytest.mark.parametrize("factor", [1, 1.01])
+    @pytest.mark.parametrize("form", [lambda v: v, lambda v: v.item(), lambda v: (2, v.detach())])
+    def test_a_whole_iteration(self, case, form, factor):
+        net, x, y = case
+        optimiser = torch.optim.Adam(net.parameters())
+
+        def step(net):
+            optimiser.zero_grad()
+            value = mse_loss(net(x), y)
+            value.backward()
+            net[0].weight.grad *= factor
+            optimiser.step()
+            assert all(p.grad is not None for p in net.parameters())
+            return form(value)
+
+        step(net)  # moments in float32 are there
+        before = seen_of(net, optimiser)
+        report = self.audited(case, step)
+        assert_unchanged(before, seen_of(net, optimiser))
+        assert report.source == "a float64 twin"
+        if factor == 1:
+            assert report.verdict is Verdict.AGREE, str(report)
+        else:
+            assert report.verdict is Verdict.DISAGREE
+            assert [p.name for p in report.parameters if p.verdict is Verdict.DISAGREE] == ["0.weight"], str(report)
+
+    def test_each_run_for_a_loss_counts(self, case):
+        _, x, y = case
+        runs = []
+
+        def step(net):
+            runs.append(1)
+            value = mse_loss(net(x), y)
+            value.backward()
+            return value
+
+        report = self.audited(case, step)
+        with_loss = audited(case, step)
+        assert report.evaluations == with_loss.evaluations == 1 + 3 + 21 + 8 * (1 + 4)
+
+    def test_the_losses_are_those_of_the_objective(self, case):
+        net, x, y = case
+
+        def step(net):
+            value = mse_loss(net(x), y)
+            value.backward()
+            return value
+
+        report = self.audited(case, step)
+        assert report.loss == mse_loss(net(x), y).item()
+
+    @pytest.mark.parametrize("p", [0.3, 0.0])
+    def test_dropout_draws_the_same(self, p):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(p), nn.Linear(6, 1))
+        x, y = torch.randn(10, 4), torch.randn(10, 1)
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+        buffers, random = [b.clone() for b in net.buffers()], torch.get_rng_state()
+
+        def step(net, sign=1):
+            optimiser.zero_grad()
+            value = mse_loss(net(x), y)
+            (sign * value).backward()
+            optimiser.step()
+            return value
+
+        assert self.audited((net, x, y), step).verdict is Verdict.AGREE
+        wrong(self.audited((net, x, y), lambda net: step(net, -1)), "GA303")
+        assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
+        assert torch.equal(torch.get_rng_state(), random)
+
+    def test_a_recurrent_layer_has_a_twin(self):
+        torch.manual_seed(0)
+        net, x = nn.LSTM(3, 2), torch.randn(4, 2, 3)
+
+        def step(net):
+            value = net(x)[0].square().mean()
+            value.backward()
+            return value
+
+        report = self.audited((net,), step)
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert report.source == "a float64 twin"
+
+    @pytest.mark.parametrize("cast", [False, True])
+    def test_what_cannot_run_in_float64_has_no_twin(self, case, cast):
+        _, x, y = case
+
+        def step(net):
+            if cast and net[0].weight.dtype is not torch.float32:
+                raise TypeError
+            value = mse_loss(net(x), y)
+            value.backward()
+            return value
+
+        report = self.audited(case, step)
+        assert report.source == ("the float32 loss itself" if cast else "a float64 twin")
+        assert report.verdict is not Verdict.DISAGREE, str(report)
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_micro_batches_whose_sum_or_last_is_returned(self, case, whole):
+        _, x, y = case
+
+        def step(net):
+            total = 0.0
+            for rows in (slice(0, 5), slice(5, 10)):
+                value = mse_loss(net(x[rows]), y[rows]) / 2
+                value.backward()
+                total = total + value.detach()
+            return total if whole else value
+
+        report = self.audited(case, step)
+        assert report.verdict is (Verdict.AGREE if whole else Verdict.DISAGREE), str(report)
+
+    @pytest.mark.parametrize("forgotten", [False, True])
+    def test_a_forgotten_zero_grad(self, case, forgotten):
+        net, x, y = case
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def step(net):
+            if not forgotten:
+                optimiser.zero_grad()
+            value = mse_loss(net(x), y)
+            value.backward()
+            optimiser.step()
+            return value
+
+        report = self.audited(case, step)
+        if forgotten:
+            wrong(report, "GA805", "times 2")
+        else:
+            assert report.verdict is Verdict.AGREE, str(report)
+
+    @pytest.mark.parametrize("returned", [None, 3, "loss", (None, torch.ones(2) if __test__ else 0)])
+    def test_no_loss_is_returned(self, case, returned):
+        net, x, y = case
+
+        def step(net):
+            mse_loss(net(x), y).backward()
+            return returned
+
+        with pytest.raises(ModelContractError, match="no loss= is given"):
+            self.audited(case, step)
+        assert all(p.grad is None for p in net.parameters())
+
+    def test_after_an_exception_in_float64_all_is_as_before(self, case):
+        net, x, y = case
+        net(x).sum().backward()
+        before = [(p, p.data_ptr(), p.dtype, p.grad, p.grad.clone()) for p in net.parameters()]
+
+        def step(net):
+            net.zero_grad()
+            value = mse_loss(net(x), y)
+            value.backward()
+            if value.dtype == torch.float64:
+                raise KeyboardInterrupt
+            return value
+
+        with pytest.raises(KeyboardInterrupt):
+            self.audited(case, step)
+        for p, pointer, dtype, gradient, value in before:
+            assert (p.data_ptr(), p.dtype) == (pointer, dtype)
+            assert p.grad is gradient
+            assert torch.equal(gradient, value)
+
+
+def seen_of(net, optimiser):
+    """Parameters, gradients and an optimiser's state: the tensors, and their values now."""
+    state = [v for p in net.parameters() for v in optimiser.state[p].values()]
+    tensors = [*net.parameters(), *(p.grad for p in net.parameters()), *state]
+    return [(x, x.detach().clone()) for x in tensors]
+
+
+def assert_unchanged(before, after):
+    assert len(before) == len(after)
+    assert all(x is z and torch.equal(y, w) for (x, y), (z, w) in zip(before, after, strict=True))

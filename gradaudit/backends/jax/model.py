@@ -13,11 +13,11 @@ import jaxlib
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
-from gradaudit.backends.jax import cuts, narrow, origin, replay, rules
+from gradaudit.backends.jax import broadcasts, cuts, narrow, origin, replay, rules
 from gradaudit.backends.jax.state import EXPLICIT, precision, preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import CustomRule, Cut, Origin
+from gradaudit.sites import Broadcast, CustomRule, Cut, Origin
 
 __all__ = ["JaxModel", "Programs", "environment"]
 
@@ -298,6 +298,15 @@ class JaxModel:
                 return origin.found(self._programs.function, self._named(), *self._arguments)
             except _NEEDS_VALUES:
                 return None
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the loss is taken over pairs: see `gradaudit.backends.jax.broadcasts`.
+
+        Raises:
+            Exception: JAX's or the function's own, where it cannot be traced.
+        """
+        with self._precision():
+            return broadcasts.over_pairs(self._programs.function, self._named(), *self._arguments)
 
     def _like(self, function: Callable[..., Any] | None) -> JaxModel | None:
         if function is None:

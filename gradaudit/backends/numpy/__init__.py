@@ -47,7 +47,7 @@ class NumpyBackend(NetworkBackend):
         return None
 
     def step(
-        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
     ) -> Model | None:
         """See `gradaudit.backends.numpy.step`."""
         return step_model(target, step, loss=loss, sizes=sizes)

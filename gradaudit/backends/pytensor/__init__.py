@@ -48,7 +48,7 @@ class PytensorBackend(NetworkBackend):
         return None
 
     def step(
-        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
     ) -> Model | None:
         """None: a training step of PyTensor is a compiled function whose updates hold no gradient to read."""
         del target, step, loss, sizes

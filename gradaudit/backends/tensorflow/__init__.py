@@ -49,7 +49,7 @@ class TensorflowBackend(NetworkBackend):
         return operator(function, inputs, seed=seed)
 
     def step(
-        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any], sizes: Mapping[str, int]
+        self, target: Any, step: Callable[..., Any], *, loss: Callable[..., Any] | None, sizes: Mapping[str, int]
     ) -> Model | None:
         """See `gradaudit.backends.tensorflow.step`."""
         return step_model(target, step, loss=loss, sizes=sizes)

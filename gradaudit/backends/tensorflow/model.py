@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias, final
 
 import numpy as np
 import tensorflow as tf
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, frozen_copy
+from gradaudit.backends.tensorflow.broadcasts import over_pairs
 from gradaudit.backends.tensorflow.cuts import CutExperiments
 from gradaudit.backends.tensorflow.eager import EagerModel
 from gradaudit.backends.tensorflow.origin import origin
@@ -18,7 +19,7 @@ from gradaudit.backends.tensorflow.rules import RuleExperiments
 from gradaudit.backends.tensorflow.state import preserved
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import CustomRule, Cut, Origin
+from gradaudit.sites import Broadcast, CustomRule, Cut, Origin
 
 __all__ = ["TensorflowModel", "Tensors", "environment", "own_trace"]
 
@@ -119,7 +120,7 @@ class TensorflowModel:
         """Working memory of one more point, in bytes."""
         if self._point_bytes is None:
             own = sum(p.nbytes for p in self._parameters.values())
-            self._point_bytes = own + _graph_bytes(self._function, self._parameters)
+            self._point_bytes = own + _graph_bytes(self._graph)
         return self._point_bytes
 
     def along(self, points: Sequence[Point]) -> Array:
@@ -185,6 +186,22 @@ class TensorflowModel:
         """Where the gradient stops being finite at the base point; None if it does not, or runs in a graph only."""
         return origin(self._function, self._parameters)
 
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the loss is taken over pairs: see `gradaudit.backends.tensorflow.broadcasts`.
+
+        A loss with a loop in its graph is not asked: it would run in Python, step by step.
+
+        Raises:
+            Exception: the function's own, where it runs in a graph only.
+        """
+        if self._graph is not None and any(node.op in ("While", "StatelessWhile") for node in _nodes(self._graph)):
+            return ()
+        return over_pairs(self._function, self._parameters)
+
+    @cached_property
+    def _graph(self) -> Any | None:
+        return _graph(self._function, self._parameters)
+
     def preserved(self) -> AbstractContextManager[None]:
         """Leave TensorFlow's global random generator as it was."""
         return preserved()
@@ -219,9 +236,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _vectorized_losses(function: Callable[[Tensors], Any], stacked: Tensors) -> tf.Tensor:
     losses = tf.vectorized_map(function, stacked, fallback_to_while_loop=False)
-    graph = tf.convert_to_tensor(losses).graph.as_graph_def()
-    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
-    if any(node.op.startswith("Assign") for node in nodes):
+    if any(node.op.startswith("Assign") for node in _nodes(tf.convert_to_tensor(losses).graph)):
         msg = "points side by side would share the variable that the loss assigns"
         raise ValueError(msg)
     return losses
@@ -239,16 +254,26 @@ def _unlogged() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _graph_bytes(function: Callable[[Tensors], Any], parameters: NamedArrays) -> int:
-    """The size of all results in the function's graph, more than are alive at once; 0 where it cannot be traced."""
+def _graph_bytes(graph: Any | None) -> int:
+    """The size of all results in a function's graph, more than are alive at once; 0 where it cannot be traced."""
+    operations = [] if graph is None else graph.get_operations()  # its points go one by one then
+    results = [t for op in operations if op.type not in ("Const", "Placeholder") for t in op.outputs]
+    return sum((t.shape.num_elements() or 0) * t.dtype.size for t in results)
+
+
+def _graph(function: Callable[[Tensors], Any], parameters: NamedArrays) -> Any | None:
     inputs = {name: tf.TensorSpec(p.shape, p.dtype) for name, p in parameters.items()}
     traced = function if isinstance(function, tf.types.experimental.PolymorphicFunction) else own_trace(function)
     try:
-        operations = traced.get_concrete_function(inputs).graph.get_operations()
-    except Exception:  # noqa: BLE001  # its points go one by one then
-        return 0
-    results = [t for op in operations if op.type not in ("Const", "Placeholder") for t in op.outputs]
-    return sum((t.shape.num_elements() or 0) * t.dtype.size for t in results)
+        return traced.get_concrete_function(inputs).graph
+    except Exception:  # noqa: BLE001  # no one type says that a function needs values
+        return None
+
+
+def _nodes(graph: Any) -> list[Any]:
+    """Of a graph, and of the functions that it calls."""
+    definition = graph.as_graph_def()
+    return [*definition.node, *(node for inner in definition.library.function for node in inner.node_def)]
 
 
 def _vector(losses: Any, n_points: int) -> Array:

@@ -21,7 +21,7 @@ from gradaudit.backends.tensorflow.sites import Caller, caller
 from gradaudit.backends.tensorflow.state import private
 from gradaudit.sites import Origin
 
-__all__ = ["origin"]
+__all__ = ["callback", "origin", "word"]
 
 
 def origin(function: EagerFunction, parameters: NamedArrays) -> Origin | None:
@@ -75,14 +75,14 @@ def _run(function: EagerFunction, parameters: NamedArrays) -> tuple[list[_Operat
         if graph is None and (kind.startswith("__") or any(map(is_recorded, inputs))):
             at = caller()
             backward = _backward(kind, attrs, tuple(inputs), tuple(outputs))
-            operations.append(_Operation(at.called or _word(kind), at, tuple(inputs), tuple(outputs), backward))
+            operations.append(_Operation(at.called or word(kind), at, tuple(inputs), tuple(outputs), backward))
 
     def of_the_user(call: RuleCall, run: Rewritten) -> None:
         inputs, outputs = (_floating(tf.nest.flatten(part)) for part in ((call.args, call.kwargs), call.result))
         name = call.rule.name if call.rule.kind in {"custom_gradient", "operation"} else call.rule.kind
         operations.append(_Operation(name, caller(), inputs, outputs, _ruled(call, run, inputs)))
 
-    with _callback(of_tensorflow):
+    with callback(of_tensorflow):
         evaluation = evaluate(function, parameters, watcher=of_the_user)
     return operations, evaluation
 
@@ -92,7 +92,8 @@ _lock = threading.RLock()
 
 
 @contextmanager
-def _callback(function: Callable[..., None]) -> Iterator[None]:
+def callback(function: Callable[..., None]) -> Iterator[None]:
+    """Meanwhile a function is told of each operation, as `tf.debugging`'s own are."""
     callbacks = private("framework.op_callbacks")
     with _lock:
         callbacks.add_op_callback(function)
@@ -106,8 +107,8 @@ def _callback(function: Callable[..., None]) -> Iterator[None]:
 _WORDS = {"RealDiv": "div", "Select": "where", "SelectV2": "where", "BatchMatMul": "matmul", "MatMul": "matmul"}
 
 
-def _word(kind: str) -> str:
-    """Of an operator, as in ``x / y``."""
+def word(kind: str) -> str:
+    """The name of an operator, as in ``x / y``."""
     plain = re.sub(r"V\d+$", "", kind)
     return _WORDS.get(plain, re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain).lower())
 

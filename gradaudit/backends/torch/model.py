@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
 from gradaudit.backends.torch.backward import gradients
+from gradaudit.backends.torch.broadcasts import over_pairs
 from gradaudit.backends.torch.cuts import held
 from gradaudit.backends.torch.held import HeldModel
 from gradaudit.backends.torch.hooks import listed, removed
@@ -23,7 +24,7 @@ from gradaudit.backends.torch.rules import compared, replacing
 from gradaudit.backends.torch.state import preserved, threads
 from gradaudit.direction import Point, displace, stack
 from gradaudit.errors import ModelContractError
-from gradaudit.sites import CustomRule, Cut, Origin
+from gradaudit.sites import Broadcast, CustomRule, Cut, Origin
 
 __all__ = ["TorchModel", "as_array", "as_tensor", "environment"]
 
@@ -239,6 +240,12 @@ class TorchModel:
             return None
         with preserved(), self._recording():
             return found(self._function, self._leaves(self._parameters))
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the loss is taken over pairs: see `gradaudit.backends.torch.broadcasts`."""
+        tensors = self._leaves(self._parameters)
+        with preserved(), self._recording():
+            return over_pairs(lambda: self._function(dict(tensors)), list(tensors.values()))
 
     def preserved(self) -> AbstractContextManager[None]:
         """PyTorch's global state as it was, see `gradaudit.backends.torch.state`."""

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradaudit.backends.torch.state import eager
+from gradaudit.backends.torch.state import DispatchMode, eager
 
 __all__ = ["narrowest"]
 
@@ -46,7 +45,7 @@ class _Autocast(TorchFunctionMode):  # type: ignore[misc]
         return func(*args, **(kwargs or {}))
 
 
-class _Products(TorchDispatchMode):  # type: ignore[misc]
+class _Products(DispatchMode):
     """Notes which kinds of product of float32 tensors there are, and where."""
 
     def __init__(self) -> None:

@@ -9,8 +9,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Patches", "eager", "preserved", "threads"]
+__all__ = ["DispatchMode", "Patches", "eager", "preserved", "threads"]
 
 
 def _set_default_device(device: Any) -> None:
@@ -71,6 +72,14 @@ def eager() -> Iterator[None]:
     compiles = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
         yield
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[misc]
+    """A mode that sees every operator. PyTorch's own would load its compiler, which takes seconds, to be left alone."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 class Patches:

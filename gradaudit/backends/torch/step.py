@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar
-from gradaudit.backends.over import OverModel
+from gradaudit.backends.stepped import OverStep, by_rows, loss_among, unasked
 from gradaudit.backends.torch.adapt import adapted
-from gradaudit.backends.torch.model import TorchModel, as_array, as_tensor
+from gradaudit.backends.torch.broadcasts import over_pairs
+from gradaudit.backends.torch.cuts import listed, removed
+from gradaudit.backends.torch.model import TorchModel, as_array
+from gradaudit.backends.torch.narrow import narrowest
 from gradaudit.backends.torch.state import Patches, preserved
+from gradaudit.backends.torch.stepping import OptimiserState, ScalerState, put, standing
 from gradaudit.errors import ModelContractError
-from gradaudit.protocols import StepVariant
+from gradaudit.protocols import Model, StepVariant
+from gradaudit.sites import Broadcast, Cut
 
 __all__ = ["StepModel", "step_model"]
 
@@ -30,13 +36,13 @@ def step_model(
     """A module and its training step; None: no module.
 
     Raises:
-        ModelContractError: there is no loss, or no parameter that is trained.
+        ModelContractError: no parameter is trained.
     """
     if not isinstance(target, nn.Module):
         return None
-    objective = adapted(target, None, loss=loss)
+    objective = adapted(target, None, loss=loss or unasked)
     assert isinstance(objective, TorchModel)  # of a module it is nothing else
-    return StepModel(target, step, objective, sizes)
+    return StepModel(target, step, objective, sizes, returns=loss is None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +57,7 @@ class _Seen:
         scaled: the gradient is multiplied by it now.
         begun: something was in ``.grad`` before the first backward call.
         clips: clipping calls, each whether the gradient was still scaled.
+        returned: by the step.
     """
 
     gradients: dict[str, Tensor | None] | None = None
@@ -60,26 +67,29 @@ class _Seen:
     scaled: bool = False
     begun: bool = False
     clips: list[bool] = field(default_factory=list)
+    returned: Any = None
 
 
 @final
-class StepModel(OverModel):
+class StepModel(OverStep):
     """The objective of a module, whose gradient is what a training step leaves.
 
     The gradient is read at the first ``optimizer.step()`` that the step calls, else from ``.grad`` after it. A step
     with an optimiser is a whole iteration: it runs twice from the same parameters, ``.grad`` left as it is in between.
     Parameters, buffers, ``.grad``, optimisers and loss scalers are as before afterwards. A closure's own Python state
     (a data iterator, a scheduler) is not known, so not restored. The float64 twin is the objective's, with its
-    own gradient.
+    own gradient; where the step returns the objective, it is the step's, run in float64.
 
     Args:
         module: what is trained.
         step: runs the step on it.
         objective: the loss that the step is meant for.
         sizes: the user's own sizes, by which a factor is named.
+        returns: what the step returns is the loss instead; of the objective, parameters and devices count.
         empty: start from empty ``.grad``, and run once.
         clipping: False: clipping does nothing.
         weights: multiply what each backward call adds by its own number.
+        uncut: cuts in the step through which the gradient flows all the same.
     """
 
     def __init__(
@@ -89,15 +99,52 @@ class StepModel(OverModel):
         objective: TorchModel,
         sizes: Mapping[str, int],
         *,
+        returns: bool = False,
         empty: bool = False,
         clipping: bool = True,
         weights: Sequence[float] | None = None,
+        uncut: Collection[Cut] = (),
     ) -> None:
-        super().__init__(objective)
+        super().__init__(objective, self._loss_of_step if returns else None)
         self._module, self._step, self._objective, self._sizes = module, step, objective, dict(sizes)
         self._empty, self._clipping, self._weights = empty, clipping, weights
         self._named = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._seen: _Seen | None = None
+        self._run_step = removed(lambda _: step(module), uncut) if uncut else lambda _: step(module)
+
+    def narrow(self) -> float | None:
+        """The narrower format of the objective, which is taken to be that of the step."""
+        if self._returned is None:
+            return super().narrow()
+        with preserved():
+            return narrowest(lambda: self.loss(self.parameters()), [p.device for p in self._named.values()])
+
+    def twin(self) -> Model | None:
+        """The objective in float64; where it is what the step returns, the step; None: it is float64 already."""
+        if self._returned is None:
+            return super().twin()
+        here = self.parameters()
+        wide = {name: p.astype(np.float64) for name, p in here.items()}
+        return None if all(p.dtype == np.float64 for p in here.values()) else self._changed(self._objective.at(wide))
+
+    def cuts(self) -> Sequence[Cut]:
+        """Where the step cuts the gradient: see `gradaudit.backends.torch.cuts`."""
+        with standing(self._module, self.parameters()) as optimisers:
+            return listed(lambda _: self._run(optimisers, updating=False), self._named)
+
+    def without(self, cuts: Collection[Cut]) -> StepModel | None:
+        """The same objective with the gradient of the step without these cuts; None: one cannot be removed."""
+        return self._changed(uncut=cuts) if all(cut.removable for cut in cuts) else None
+
+    def holding(self, cuts: Collection[Cut]) -> Model | None:
+        """The objective with what these lines cut off held, where it runs them too; None: the step returns it."""
+        return self._objective.holding(cuts) if self._returned is None else None
+
+    def broadcasts(self) -> Sequence[Broadcast]:
+        """Where the objective is taken over pairs; where the step returns it, in one run of the step."""
+        if self._returned is None:
+            return super().broadcasts()
+        return over_pairs(lambda: self.loss(self.parameters()), list(self._named.values()))
 
     def value_and_grad(self, parameters: NamedArrays) -> tuple[Scalar, Gradients]:
         """The objective, and the gradient that the optimiser would see.
@@ -106,11 +153,8 @@ class StepModel(OverModel):
             ModelContractError: the step leaves no gradient at all, or gives its optimiser a closure.
         """
         with preserved():  # the step draws the random numbers that the loss has drawn
-            value = self._objective.loss(parameters)
-        with torch.inference_mode(mode=False), torch.enable_grad(), _restored(self._module) as optimisers:
-            with torch.no_grad():
-                for name, p in self._named.items():
-                    p.copy_(as_tensor(parameters[name], p.device))
+            value = self.loss(parameters)
+        with standing(self._module, parameters) as optimisers:
             if self._empty:
                 for p in self._named.values():
                     p.grad = None
@@ -118,9 +162,7 @@ class StepModel(OverModel):
                 seen = self._run(optimisers)
             if seen.gradients is not None and not self._empty:
                 # where parameters were updated, put them back: the same point, the gradient left from before
-                with torch.no_grad():
-                    for name, p in self._named.items():
-                        p.copy_(as_tensor(parameters[name], p.device))
+                put(self._named, parameters)
                 seen = self._run(optimisers)
             found = seen.gradients or self._gradients()
         self._seen = seen
@@ -144,49 +186,60 @@ class StepModel(OverModel):
             detail = f"while scaled by {seen.scale:g}" if any(seen.clips) else ""
             found.append(StepVariant(kind="clipped", detail=detail, model=self._changed(clipping=False)))
         # weights would also scale what was there before, and so explain two faults as one
-        if not seen.begun and len(seen.parts) > 1 and len(seen.rows) == len(seen.parts) and len(set(seen.rows)) > 1:
-            total, count = sum(seen.rows), len(seen.rows)
-            for each in (count, 1):
-                weights = [rows * each / total for rows in seen.rows]
-                detail = ", ".join(
-                    f"micro-batch {i} ({rows} of {total} rows) counts {1 / w:.3g} times"
-                    for i, (rows, w) in enumerate(zip(seen.rows, weights, strict=True), 1)
-                )
+        if not seen.begun and len(seen.rows) == len(seen.parts):
+            for detail, weights in by_rows(seen.rows):
                 found.append(StepVariant(kind="weights", detail=detail, model=self._changed(weights=weights)))
         return found
 
-    def _changed(
-        self, *, empty: bool = False, clipping: bool = True, weights: Sequence[float] | None = None
-    ) -> StepModel:
-        parts = self._module, self._step, self._objective, self._sizes
-        return StepModel(*parts, empty=empty, clipping=clipping, weights=weights)
+    def _changed(self, objective: TorchModel | None = None, **changes: Any) -> StepModel:
+        parts = self._module, self._step, objective or self._objective, self._sizes
+        return StepModel(*parts, returns=self._returned is not None, **changes)
+
+    def _loss_of_step(self, parameters: NamedArrays) -> Any:
+        with standing(self._module, parameters) as optimisers:
+            value = loss_among(self._run(optimisers, updating=False).returned, parameters, lambda _: None)
+            return as_array(value, "the loss") if isinstance(value, Tensor) else value
 
     def _gradients(self) -> dict[str, Tensor | None]:
         return {n: None if p.grad is None else p.grad.detach().clone() for n, p in self._named.items()}
 
-    def _run(self, optimisers: dict[int, Any]) -> _Seen:
+    def _run(self, optimisers: dict[int, Any], *, updating: bool = True) -> _Seen:
+        """One run of the step.
+
+        Args:
+            optimisers: those that are met, by identity, are put here.
+            updating: False: optimisers find no gradient, and so update nothing.
+        """
         seen, rows = _Seen(), [0]
         mine = {id(p) for p in self._named.values()}
+        hidden: list[tuple[Any, Tensor | None]] = []
 
         def before_step(optimiser: Any, args: Any, kwargs: Any) -> None:
             if any(callable(x) for x in (*args, *kwargs.values())):
                 msg = f"{type(optimiser).__name__}.step() is given a closure: no one gradient is that of the step"
                 raise ModelContractError(msg, where="audit_step()", hint="audit what the closure does as the step")
-            optimisers.setdefault(id(optimiser), _Optimiser(optimiser))
-            held = {id(p) for group in optimiser.param_groups for p in group["params"]}
-            if seen.gradients is None and held & mine:
+            optimisers.setdefault(id(optimiser), OptimiserState(optimiser))
+            held = {id(p): p for group in optimiser.param_groups for p in group["params"]}
+            if seen.gradients is None and held.keys() & mine:
                 seen.gradients = self._gradients()
+            for p in () if updating else held.values():
+                hidden.append((p, p.grad))
+                p.grad = None
+
+        def after_step(*_: Any) -> None:
+            while hidden:
+                p, gradient = hidden.pop()
+                p.grad = gradient
 
         def before_forward(_: nn.Module, args: Any) -> None:
             rows[0] = next((x.shape[0] for x in args if isinstance(x, Tensor) and x.dim()), 0)
 
-        hooks = [register_optimizer_step_pre_hook(before_step), self._module.register_forward_pre_hook(before_forward)]
-        try:
-            with Patches(lambda patches: self._install(patches, seen, rows, optimisers)).held():
-                self._step(self._module)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as stack:
+            stack.callback(register_optimizer_step_pre_hook(before_step).remove)
+            stack.callback(register_optimizer_step_post_hook(after_step).remove)
+            stack.callback(self._module.register_forward_pre_hook(before_forward).remove)
+            stack.enter_context(Patches(lambda patches: self._install(patches, seen, rows, optimisers)).held())
+            seen.returned = self._run_step(self._named)
         return seen
 
     def _install(self, patches: Patches, seen: _Seen, rows: list[int], optimisers: dict[int, Any]) -> None:
@@ -211,13 +264,13 @@ class StepModel(OverModel):
             seen.rows.append(rows[0])
 
         def scaling(self_: Any, outputs: Any) -> Any:
-            optimisers.setdefault(id(self_), _Scaler(self_))
+            optimisers.setdefault(id(self_), ScalerState(self_))
             scaled = scale(self_, outputs)
             seen.scale, seen.scaled = self_.get_scale(), True
             return scaled
 
         def unscaling(self_: Any, optimiser: Any) -> None:
-            optimisers.setdefault(id(self_), _Scaler(self_))
+            optimisers.setdefault(id(self_), ScalerState(self_))
             unscale(self_, optimiser)
             seen.scaled = False
 
@@ -233,73 +286,3 @@ class StepModel(OverModel):
             return original(*args, **kwargs) if self._clipping else torch.zeros(())
 
         return clip
-
-
-class _Optimiser:
-    """An optimiser's state, to be put back into the same tensors."""
-
-    def __init__(self, optimiser: Any) -> None:
-        self._optimiser = optimiser
-        self._groups = [dict(group) for group in optimiser.param_groups]
-        self._state = {
-            p: (s, {k: (v, v.clone() if isinstance(v, Tensor) else v) for k, v in s.items()})
-            for p, s in optimiser.state.items()
-        }
-        self._params = [(p, p.detach().clone()) for group in self._groups for p in group["params"]]
-
-    def restore(self) -> None:
-        """As before; parameters of other modules too."""
-        with torch.no_grad():
-            for p, value in self._params:
-                p.copy_(value)
-            self._optimiser.state.clear()
-            for p, (state, items) in self._state.items():
-                state.clear()
-                for key, (tensor, value) in items.items():
-                    state[key] = tensor.copy_(value) if isinstance(tensor, Tensor) else value
-                self._optimiser.state[p] = state
-        for group, before in zip(self._optimiser.param_groups, self._groups, strict=True):
-            group.clear()
-            group.update(before)
-
-
-class _Scaler:
-    """A loss scaler's state."""
-
-    def __init__(self, scaler: Any) -> None:
-        self._scaler = scaler
-        self._before = {k: v.clone() if isinstance(v, Tensor) else v for k, v in vars(scaler).items()}
-        self._states = {k: dict(v) for k, v in scaler._per_optimizer_states.items()}  # noqa: SLF001  # no other way
-
-    def restore(self) -> None:
-        """As before."""
-        vars(self._scaler).clear()
-        vars(self._scaler).update(self._before)
-        states = self._scaler._per_optimizer_states  # noqa: SLF001
-        states.clear()
-        states.update(self._states)
-
-
-@contextmanager
-def _restored(module: nn.Module) -> Iterator[dict[int, Any]]:
-    """A module and the optimisers and scalers that are put into the dict, as before afterwards."""
-    tensors = [*module.parameters(), *module.buffers()]
-    values = [(x, x.detach().clone()) for x in tensors]
-    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in module.parameters()]
-    modes = [(m, m.training) for m in module.modules()]
-    met: dict[int, Any] = {}
-    with preserved():
-        try:
-            yield met
-        finally:
-            for thing in met.values():
-                thing.restore()
-            with torch.no_grad():
-                for x, value in values:
-                    x.copy_(value)
-                for p, gradient, value in gradients:
-                    p.grad = gradient
-                    if gradient is not None:
-                        gradient.copy_(value)
-            for m, training in modes:
-                m.training = training

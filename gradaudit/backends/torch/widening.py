@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["widening", "widening_inputs"]
+from gradaudit.backends.torch.state import DispatchMode
+
+__all__ = ["widened_calls", "widening", "widening_inputs"]
 
 
 def widening(
@@ -36,6 +37,17 @@ def widening(
         return value
 
     return widened
+
+
+@contextmanager
+def widened_calls(*, casts: bool) -> Iterator[None]:
+    """Meanwhile float32 tensors that meet float64 ones are widened, and random numbers are those of float32 tensors.
+
+    Args:
+        casts: so are casts to float32, see `widening`.
+    """
+    with _Widening(casts=casts), _Draws():
+        yield
 
 
 @contextmanager
@@ -76,7 +88,7 @@ _DRAWN = {"bernoulli", "normal", "rand", "rand_like", "randn", "randn_like"} | {
 }
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[misc]
+class _Draws(DispatchMode):
     """Draws for float64 tensors what is drawn for float32 ones; notes whether it met any."""
 
     def __init__(self) -> None:
