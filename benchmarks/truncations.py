@@ -3,6 +3,7 @@
     python benchmarks/truncations.py check --backend numpy [--every 1] [--steps 7 13]
     python benchmarks/truncations.py frozen --backend numpy [--every 1]
     python benchmarks/truncations.py cost --backend numpy [--steps 10000]
+    python benchmarks/truncations.py windows --backend numpy [--steps 10000]
     python benchmarks/truncations.py linear --backend numpy
 
 ``check``: every truncation, every k and k1 <= k2, of every cell, losses on all steps or the last, masks, learned or
@@ -10,23 +11,27 @@ carried states, against the sum over pairs (tests/backends/pairs.py), float64; t
 entry of its tensor. ``--every n`` takes one combination of n: JAX and TensorFlow compile a second for each.
 ``frozen``: the gradients against sixth-order central differences of the frozen objective. ``cost``: seconds of the seed
 case (10 sequences, 2 features, softmax Elman of 2 units, float32), compilation apart, the best of 3 runs, as multiples
-of the full gradient's. ``linear``: the same at 5,000, 10,000 and 20,000 steps.
+of the full gradient's. ``windows``: those of windows by their runs, and as they are; then both ways on wider networks
+of a fifth as many steps. ``linear``: the same at 5,000, 10,000 and 20,000 steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gradaudit.backends import registry
+from gradaudit.backends import doubled, registry
 from gradaudit.direction import Point, random_direction
 from gradaudit.recurrent import (
     RecurrentSpec,
@@ -153,6 +158,33 @@ def cost(backend: str, n_steps: int) -> None:
     print(f"  20 perturbed losses: batched {together / full:.2f}, looped {looped / full:.2f}", flush=True)
 
 
+def both_ways(call, least: float) -> tuple[float, float]:
+    """Seconds by runs, and by doubling where k is larger than so many times the numbers in a Jacobian."""
+    found = []
+    for long in (math.inf, least):
+        with patch.object(doubled, "_LONG", long):
+            found.append(best(call))
+    return found[0], found[1]
+
+
+def windows(backend: str, n_steps: int) -> None:
+    full = min(seconds(backend, none(), n_steps) for _ in range(2))
+    for k in (1, 10, 100):
+        model = seed_case(backend, window(k), n_steps=n_steps).recurrent
+        runs, now = both_ways(partial(model.value_and_grad, model.parameters()), 1)
+        print(f"{backend}, {n_steps:,} steps, window({k}) by runs {runs / full:.1f}, now {now / full:.1f}", flush=True)
+    for cell, n_hidden in (("lstm", 2), ("gru", 8), ("lstm", 8)):
+        spec = RecurrentSpec(n_features=2, n_classes=2, cell=cell, n_hidden=n_hidden)
+        rng = np.random.default_rng(0)
+        weights = {n: (0.4 * rng.standard_normal(s)).astype("float32") for n, s in spec.shapes().items()}
+        data = random_sequences(spec, n_sequences=10, n_steps=n_steps // 5, seed=0)
+        plain, model = (registry.get(backend).recurrent_model(spec, weights, data, t) for t in (none(), window(100)))
+        full = best(partial(plain.value_and_grad, weights))
+        runs, forced = both_ways(partial(model.value_and_grad, weights), 0)
+        words = f"{cell} of {n_hidden}, S = {spec.n_state}: window(100) by runs {runs / full:.1f}, doubled"
+        print(f"  {words} {forced / full:.1f}", flush=True)
+
+
 def linear(backend: str) -> None:
     for truncation in (none(), tail(100), chunks(10), window(10)):
         times = [seconds(backend, truncation, n) for n in (5_000, 10_000, 20_000)]
@@ -161,7 +193,7 @@ def linear(backend: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["check", "frozen", "cost", "linear"])
+    parser.add_argument("what", choices=["check", "frozen", "cost", "windows", "linear"])
     parser.add_argument("--backend", default="numpy")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs="+")
@@ -174,6 +206,8 @@ def main() -> None:
             took = time.perf_counter() - started
             counted = f"{n:,} combinations, worst {worst:.1e} ({where}), {took:.0f} s"
             print(f"{arguments.what} {arguments.backend}, T = {n_steps}: {counted}", flush=True)
+    elif arguments.what == "windows":
+        windows(arguments.backend, (arguments.steps or [10_000])[0])
     elif arguments.what == "cost":
         cost(arguments.backend, (arguments.steps or [10_000])[0])
     else:

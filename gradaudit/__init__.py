@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradaudit.compare import Verdict
     from gradaudit.errors import GradauditError, GradientMismatchError
     from gradaudit.lens import BiasCurve, bias_curve
+    from gradaudit.lens.by_pair import by_pair
     from gradaudit.lens.identify import Identified
     from gradaudit.options import AuditOptions
     from gradaudit.protocols import Model
@@ -47,6 +48,7 @@ __all__ = [
     "audit_operator",
     "audit_step",
     "bias_curve",
+    "by_pair",
     "by_step",
     "chunks",
     "identify_truncation",
@@ -72,6 +74,7 @@ _HOMES = {
     "compare": ("Verdict",),
     "errors": ("GradauditError", "GradientMismatchError"),
     "lens": ("BiasCurve", "bias_curve"),
+    "lens.by_pair": ("by_pair",),
     "lens.identify": ("Identified",),
     "options": ("AuditOptions",),
     "protocols": ("Model",),

@@ -264,7 +264,7 @@ class Network(Protocol):
         """The network's loss over its weights; the gradient of a weight is 0, never missing."""
 
     def step_losses(self, parameters: NamedArrays) -> Array:
-        """(T,), in the network's dtype; their sum is the loss."""
+        """What each step of each sequence adds to the loss, (T, N), in the network's dtype; their sum is the loss."""
 
     def states(self, parameters: NamedArrays) -> Array:
         """(T+1, N, S): the state before the first step, then after each; of a network that runs one way only."""

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from gradaudit.arrays import Array, NamedArrays
-from gradaudit.backends.truncated import Build, Run, runs
+from gradaudit.backends.one_step import Build
+from gradaudit.backends.truncated import Run, runs
 from gradaudit.recurrent import Problem, single_steps
 
 __all__ = ["windows"]

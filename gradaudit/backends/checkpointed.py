@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
-from gradaudit.backends.truncated import Build
+from gradaudit.backends.one_step import Build
 from gradaudit.recurrent import Problem, Start, spans
 
 __all__ = ["checkpointed"]

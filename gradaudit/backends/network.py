@@ -12,10 +12,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import final
 
+import numpy as np
+
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
 from gradaudit.backends.ages import windows
 from gradaudit.backends.checkpointed import checkpointed
-from gradaudit.backends.truncated import Build, FrozenModel, frozen, gradient, tangent
+from gradaudit.backends.one_step import Build
+from gradaudit.backends.reach import moved, passed
+from gradaudit.backends.truncated import FrozenModel, frozen, gradient, tangent
 from gradaudit.direction import Point
 from gradaudit.errors import OptionError
 from gradaudit.protocols import Network
@@ -82,11 +86,11 @@ class NetworkModel:
 
     def step_losses(self, parameters: NamedArrays) -> Array:
         """What each step adds to the loss, (T,)."""
-        return self._network.step_losses(parameters)
+        return np.asarray(self._network.step_losses(parameters).sum(axis=1))
 
     def terms(self, parameters: NamedArrays) -> Array:
-        """The step losses: summed in float64 they lose fewer digits than their float32 sum."""
-        return self.step_losses(parameters)
+        """The losses by step and sequence: summed in float64 they lose fewer digits than their float32 sum."""
+        return self._network.step_losses(parameters)
 
     @property
     def truncation(self) -> Truncation:
@@ -118,6 +122,26 @@ class NetworkModel:
             OptionError: n_steps < 1; the network runs both ways, or has no state.
         """
         return NetworkModel(replace(self._problem, checkpoint=n_steps), self._build)
+
+    def states_after(self, steps: Array) -> Array:
+        """The states after these steps, (n, N, S).
+
+        Raises:
+            OptionError: the network runs both ways, or has no state.
+        """
+        if self._problem.both_ways or self._problem.feed_forward:
+            msg = "a network that runs both ways, or has no state"
+            hint = "a recurrent network that runs one way: the two ways have a state each, and losses after and before"
+            raise OptionError(msg, where="states_after()", hint=hint)
+        return self._network.states(self._problem.weights)[steps]
+
+    def passed(self, steps: Array, moves: Array) -> tuple[Array, Array]:
+        """What the truncated backward pass passes from losses to states, see `gradaudit.backends.reach.passed`."""
+        return passed(self._problem, self._build, self._problem.weights, steps, moves)
+
+    def moved(self, losses: Array, states: Array, moves: Array) -> Array:
+        """The losses with states moved, see `gradaudit.backends.reach.moved`."""
+        return moved(self._problem, self._build, self._problem.weights, losses, states, moves)
 
     def frozen(self) -> FrozenModel | None:
         """The loss with the cut states held; None where nothing is cut."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TypeAlias, final
+from typing import final
 
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar
+from gradaudit.backends.doubled import doubled
+from gradaudit.backends.one_step import Build
 from gradaudit.direction import Point
 from gradaudit.protocols import Network
 from gradaudit.recurrent import Problem, Truncation, one_way, segment_problems, uncounted_steps
 
-__all__ = ["Build", "FrozenModel", "Run", "frozen", "gradient", "runs", "tangent"]
-
-Build: TypeAlias = Callable[[Problem], Network]
+__all__ = ["FrozenModel", "Run", "frozen", "gradient", "runs", "tangent"]
 
 #: Batches of runs that are kept from one evaluation to the next; more are made anew, or memory would grow with T k.
 _MOST_KEPT = 8
@@ -53,9 +53,20 @@ def _networks(runs: Sequence[Run], truncation: Truncation, build: Build) -> Iter
 
 
 def gradient(problem: Problem, build: Build, parameters: NamedArrays) -> Gradients:
-    """The truncated gradient: of the runs of all segments from the states at these very parameters."""
-    networks = _networks(runs(problem, build, parameters), problem.truncation, build)
-    return _summed(network.model.value_and_grad(parameters)[1] for network in networks)
+    """The truncated gradient: of the runs of all segments from the states at these very parameters.
+
+    Of a long window it is computed without them, see `gradaudit.backends.doubled`.
+    """
+
+    def parts() -> Iterator[Gradients]:
+        for run in runs(problem, build, parameters):
+            if (found := doubled(run.problem, problem.truncation, build, parameters, run.states)) is not None:
+                yield found
+                continue
+            for network in _networks([run], problem.truncation, build):
+                yield network.model.value_and_grad(parameters)[1]
+
+    return _summed(parts())
 
 
 def tangent(problem: Problem, build: Build, parameters: NamedArrays, tangents: NamedArrays) -> float:
@@ -75,7 +86,7 @@ def _summed(parts: Iterator[Gradients]) -> dict[str, Array]:
 
 def frozen(problem: Problem, build: Build) -> FrozenModel:
     """The objective whose ordinary derivative at the base point is the truncated gradient."""
-    steps = build(problem).step_losses(problem.weights)
+    steps = build(problem).step_losses(problem.weights).sum(axis=1)
     left = uncounted_steps(problem.truncation, problem.n_steps)
     # with a readout, the losses of no segment have runs of their own, of no step
     constants = steps[:0] if problem.spec.n_hidden is not None else steps[left - 1]
@@ -152,7 +163,8 @@ class FrozenModel:
 
     def terms(self, parameters: NamedArrays) -> Array:
         """What the steps of all runs add: summed in float64 they lose fewer digits than their float32 sum."""
-        return np.concatenate([self._constants, *(network.step_losses(parameters) for network in self._networks())])
+        losses = (network.step_losses(parameters).ravel() for network in self._networks())
+        return np.concatenate([self._constants, *losses])
 
     def twin(self) -> FrozenModel | None:
         """The same objective in float64, the same states held."""

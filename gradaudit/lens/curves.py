@@ -22,7 +22,8 @@ class BiasPoint:
         bias: ``||g - g_k|| / ||g||`` over all parameters, g the full gradient; where `BiasCurve.full` is False, a bound
             of it.
         parameters: the same of each parameter tensor.
-        work: steps that its gradient runs forward and backward, all segments together, over those of the full gradient.
+        work: steps that its gradient runs forward and backward, all segments together, over those of the full gradient;
+            built-in networks of few units need less for a long window.
         held: steps whose states its gradient keeps at once in one segment; the full gradient keeps all T.
         seconds: how long this gradient took here, the first time: compiling included; None: it was made of others.
     """

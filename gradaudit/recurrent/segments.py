@@ -18,7 +18,7 @@ from gradaudit.recurrent.problem import Crossing, Problem, Start
 from gradaudit.recurrent.spec import SequenceData
 from gradaudit.recurrent.truncation import Truncation, none
 
-__all__ = ["one_way", "segment_problems", "single_steps", "spans", "uncounted_steps"]
+__all__ = ["one_way", "segment_problems", "segment_runs", "single_steps", "spans", "uncounted_steps"]
 
 #: Numbers of inputs and states in one batch of runs: memory stays bounded, a batch is long enough.
 _MOST_NUMBERS = 2**21
@@ -74,14 +74,21 @@ def segment_problems(problem: Problem, truncation: Truncation, states: Array) ->
         assert gates is not None  # randomised has them
         yield replace(problem, crossing=Crossing(gates.state, states[:-1]), truncation=none())
         return
-    source = _Source(problem, states)
-    rows = truncation.segments(problem.n_steps)
-    lengths = rows[:, 2] - rows[:, 0]
+    for _, runs in segment_runs(problem, truncation.segments(problem.n_steps), states):
+        yield runs
+    if problem.spec.n_hidden is not None and len(left := uncounted_steps(truncation, problem.n_steps)):
+        yield _Source(problem, states).readout(left)
+
+
+def segment_runs(problem: Problem, rows: Rows, states: Array) -> Iterator[tuple[Rows, Problem]]:
+    """The runs of some segments (a, m, c), those that are the sequences of one problem together: R of N sequences.
+
+    A segment without a loss has no run. Rows (a, 1, 0) fill up the last batch, of no loss.
+    """
+    source, lengths = _Source(problem, states), rows[:, 2] - rows[:, 0]
     # a run never goes on behind its last loss: an activation without bound could overflow there, and 0 * inf is NaN
     for length in np.unique(lengths):
         yield from source.slabs(source.with_loss(rows[lengths == length]), int(length))
-    if problem.spec.n_hidden is not None and len(left := uncounted_steps(truncation, problem.n_steps)):
-        yield source.readout(left)
 
 
 def single_steps(problem: Problem, states: Array) -> Iterator[Problem]:
@@ -95,7 +102,8 @@ def single_steps(problem: Problem, states: Array) -> Iterator[Problem]:
         states: (T+1, N, S), h_0..h_T.
     """
     steps = np.arange(problem.n_steps)
-    yield from _Source(problem, states).slabs(np.stack([steps, steps + 1, steps + 1], axis=1), 1)
+    for _, part in _Source(problem, states).slabs(np.stack([steps, steps + 1, steps + 1], axis=1), 1):
+        yield part
 
 
 def uncounted_steps(truncation: Truncation, n_steps: int) -> NDArray[np.int64]:
@@ -123,7 +131,7 @@ class _Source:
         before = np.concatenate([[0], np.cumsum(self._weights.any(axis=1))])
         return rows[before[rows[:, 2]] > before[rows[:, 1] - 1]]
 
-    def slabs(self, rows: Rows, length: int) -> Iterator[Problem]:
+    def slabs(self, rows: Rows, length: int) -> Iterator[tuple[Rows, Problem]]:
         """The runs of these segments, so many at once as memory allows; all of one shape."""
         if not len(rows):
             return
@@ -134,7 +142,8 @@ class _Source:
             slab = rows[start : start + size]
             # filled up with runs without a loss: one shape, one compilation
             empty = np.repeat(slab[-1:] * [1, 0, 0] + [0, 1, 0], size - len(slab), axis=0)
-            yield self._runs(np.concatenate([slab, empty]), length)
+            filled = np.concatenate([slab, empty])
+            yield filled, self._runs(filled, length)
 
     def _runs(self, rows: Rows, length: int) -> Problem:
         starts, first, last = rows.T

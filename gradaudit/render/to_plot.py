@@ -1,16 +1,22 @@
-"""A bias curve as a figure; matplotlib is imported when one is drawn."""
+"""What the lens measures, as figures; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gradaudit.errors import OptionError
 
 if TYPE_CHECKING:
+    from gradaudit.lens.by_pair import PairView
     from gradaudit.lens.curves import BiasCurve
 
-__all__ = ["bias_plot"]
+__all__ = ["bias_plot", "pair_plot"]
+
+#: Powers of ten that a picture of pairs tells apart.
+_DECADES = 8
 
 
 def bias_plot(curve: BiasCurve, path: Path) -> None:
@@ -39,6 +45,33 @@ def bias_plot(curve: BiasCurve, path: Path) -> None:
     axes[0].set(ylabel="bias" if curve.full else "bound of the bias", ylim=(bottom, None))
     axes[0].legend(fontsize="small")
     figure.set_size_inches(4 * len(axes), 4)
+    _save(figure, path)
+
+
+def pair_plot(view: PairView, path: Path) -> None:
+    """The numeric derivatives and what the backward pass makes of them, side by side, by powers of ten; wrong ones red.
+
+    Raises:
+        OptionError: matplotlib is not installed, or does not know the ending of the path.
+    """
+    figure = _figure()
+    axes = figure.subplots(1, 2, sharey=True)
+    largest = np.abs(view.numeric)[np.isfinite(view.numeric)].max(initial=0.0) or 1.0
+    image = None
+    for ax, values, title in zip(axes, (view.numeric, view.analytic), ("there is", "passed back"), strict=True):
+        sizes = np.abs(values) / largest
+        shown = np.log10(np.where(sizes > 0, sizes, np.nan))
+        image = ax.imshow(shown, vmin=-_DECADES, vmax=0, cmap="viridis", interpolation="nearest")
+        ax.set(xlabel="state u", title=f"d loss_s / d h_u: {title}")
+    s, u = np.nonzero(view.wrong)
+    axes[1].plot(u, s, "rx", ms=3)
+    ticks = np.unique(np.linspace(0, len(view.steps) - 1, 5).astype(int))
+    axes[0].set(ylabel="loss s", yticks=ticks, yticklabels=view.steps[ticks])
+    for ax in axes:
+        ax.set(xticks=ticks, xticklabels=view.steps[ticks])
+    figure.colorbar(image, ax=axes, label="log10 of the size, relative to the largest")
+    figure.suptitle(str(view.truncation))
+    figure.set_size_inches(9, 4)
     _save(figure, path)
 
 

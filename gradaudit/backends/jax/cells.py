@@ -33,6 +33,7 @@ __all__ = [
     "columns",
     "dense",
     "entropies",
+    "in_pairs",
     "keep",
     "outputs",
     "read",
@@ -45,7 +46,7 @@ __all__ = [
 Weights: TypeAlias = dict[str, jax.Array]
 #: By layer and component, (H, N).
 States: TypeAlias = tuple[State, ...]
-#: What is kept of the losses, (B,) or (B, K), of a block of steps: `keep` or `total`.
+#: What is kept of the losses, (B, N) or (B, K, N), of a block of steps: `keep` or `total`.
 Reduce: TypeAlias = Callable[[jax.Array], jax.Array]
 
 #: Steps whose input products x @ W are formed at once: large enough to amortise, small enough to stay in cache.
@@ -118,12 +119,17 @@ def _tiled(array: jax.Array, copies: tuple[int, ...]) -> jax.Array:
 
 
 def keep(losses: jax.Array) -> jax.Array:
-    """All the losses, (n,) or (n, K), as they are."""
+    """All the losses as they are."""
     return losses
 
 
 def total(losses: jax.Array) -> jax.Array:
-    """Their sum, (1,) or (1, K), added in pairs: the rounding error grows with log n.
+    """Their sum, (1,) or (1, K)."""
+    return in_pairs(losses.sum(axis=-1))
+
+
+def in_pairs(losses: jax.Array) -> jax.Array:
+    """The sum of (n,) or (n, K), (1,) or (1, K), added in pairs: the rounding error grows with log n.
 
     XLA adds one after the other on a CPU.
     """
@@ -267,7 +273,7 @@ def read(spec: RecurrentSpec, weights: Weights, top: jax.Array, *, reverse: bool
 
 
 def entropies(spec: RecurrentSpec, weights: Weights, outputs_: jax.Array, steps: Steps) -> jax.Array:
-    """What each step adds to the loss, (B,) or (B, K), from outputs (B, C, N) or (B, C, K * N)."""
+    """What each step of each sequence adds to the loss, (B, N) or (B, K, N), from outputs (B, C, N) or (B, C, K N)."""
     copies = _copies(weights)
     labels, loss_weights = _tiled(steps.labels, copies), _tiled(steps.loss_weights, copies)
     # what weighs nothing adds exactly nothing, not even where its cross-entropy is infinite: 0 * inf is NaN
@@ -276,4 +282,4 @@ def entropies(spec: RecurrentSpec, weights: Weights, outputs_: jax.Array, steps:
     chosen = labels[:, None, :] == jnp.arange(outputs_.shape[1], dtype=labels.dtype)[:, None]
     picked = jnp.where(chosen, outputs_, 0).sum(axis=1)
     each = -jnp.log(picked) if spec.gives_probabilities else jax.nn.logsumexp(outputs_, axis=1) - picked
-    return (loss_weights * each).reshape(-1, *copies, steps.labels.shape[1]).sum(axis=-1)
+    return (loss_weights * each).reshape(-1, *copies, steps.labels.shape[1])

@@ -63,7 +63,7 @@ class _Objective:
         return self._run(weights, many, self._begun(weights, many))[0]
 
     def step_losses(self, weights: cells.Weights, data: _Data) -> jax.Array:
-        """What each step adds to it, (T,)."""
+        """What each step of each sequence adds to it, (T, N)."""
         return self._losses(weights, data, cells.keep, self._begun(weights, data))[1]
 
     def pulled(self, weights: cells.Weights, given: dict[str, jax.Array], data: _Data) -> Any:
@@ -79,7 +79,7 @@ class _Objective:
     def _run(self, weights: cells.Weights, data: _Data, begun: cells.States) -> tuple[jax.Array, cells.States]:
         """The mean cross-entropy and the last states."""
         states, losses = self._losses(weights, data, cells.total, begun)
-        return cells.total(losses)[0], states
+        return cells.in_pairs(losses)[0], states
 
     def _begun(self, weights: cells.Weights, data: _Data) -> cells.States:
         return () if self.feed_forward else self._initial_states(weights, data, reverse=self.reverse)
@@ -200,7 +200,7 @@ class JaxNetwork:
         )
 
     def step_losses(self, parameters: NamedArrays) -> Array:
-        """What each step adds to the loss, (T,)."""
+        """What each step of each sequence adds to the loss, (T, N)."""
         losses: Array = self.model.evaluate(self._programs.step_losses, parameters)
         return losses
 

@@ -54,8 +54,8 @@ class NumpyNetwork:
         )
 
     def step_losses(self, parameters: NamedArrays) -> Array:
-        """What each step adds to the loss, (T,)."""
-        return np.asarray(self._step_losses(_lead(parameters))[0])
+        """What each step of each sequence adds to the loss, (T, N)."""
+        return np.concatenate([self._each(o, steps)[:, 0] for steps, o in self._outputs(_lead(parameters))])
 
     def states(self, parameters: NamedArrays) -> Array:
         """(T+1, N, S): the state before the first step, then after each."""
@@ -106,11 +106,15 @@ class NumpyNetwork:
 
     def _weighted(self, outputs: Array, steps: slice) -> Array:
         """What some steps add to the loss, (B, K), from their outputs (B, K, C, N)."""
+        return np.asarray(self._each(outputs, steps).sum(axis=-1))
+
+    def _each(self, outputs: Array, steps: slice) -> Array:
+        """The same of each sequence, (B, K, N)."""
         probabilities = self._spec.gives_probabilities
         entropies = cells.cross_entropy(outputs, self._labels[steps], probabilities=probabilities)
         weights = self._loss_weights[steps, None]
         # what weighs nothing adds nothing, not even where its cross-entropy is infinite
-        return np.asarray(np.where(weights == 0, np.zeros_like(entropies), weights * entropies).sum(axis=-1))
+        return np.where(weights == 0, np.zeros_like(entropies), weights * entropies)
 
     def _losses(self, stacked: NamedArrays) -> Array:
         # the last axis is contiguous: NumPy sums it pairwise, with an error that hardly grows with T

@@ -165,7 +165,9 @@ def logits(spec: RecurrentSpec, weights: Tensors, top: Any, *, reverse: bool) ->
 
 
 def step_losses(outputs: Any, labels: Any, negative_weights: Any, *, probabilities: bool) -> Any:
-    """What each step adds to the loss, (K, T), of outputs (T, K, N, C), labels and minus the loss weights (T, N).
+    """What each step of each sequence adds to the loss, (T, K, N).
+
+    Of outputs (T, K, N, C), labels and minus the loss weights (T, N).
 
     A minus in the graph would meet the weights in a product of three, which PyTensor computes entry by entry in Python.
     """
@@ -176,7 +178,7 @@ def step_losses(outputs: Any, labels: Any, negative_weights: Any, *, probabiliti
     if probabilities:
         picked = pt.log(pt.switch(counts, picked, pt.ones_like(picked)))
     picked = pt.switch(counts, picked, pt.zeros_like(picked))
-    return (negative_weights[:, None] * picked).sum(axis=2).T
+    return negative_weights[:, None] * picked
 
 
 def _product(reads: Any, weight: Any, bias: Any) -> Any:

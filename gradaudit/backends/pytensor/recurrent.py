@@ -52,7 +52,7 @@ class PytensorNetwork:
             point_bytes=_LIVE_OUTPUTS * numbers * np.dtype(problem.dtype).itemsize,
             mode=LIGHT,
         )
-        self._step_losses_of = Evaluation(lambda p: self._step_losses(_lead(p))[0], problem.weights)
+        self._step_losses_of = Evaluation(lambda p: self._step_losses(_lead(p))[:, 0], problem.weights)
         self._states_of = Evaluation(lambda p: self._states(_lead(p)), problem.weights)
 
     @property
@@ -61,7 +61,7 @@ class PytensorNetwork:
         return self._problem.truncation.kind == "tail" and not self._problem.both_ways
 
     def step_losses(self, parameters: NamedArrays) -> Array:
-        """What each step adds to the loss, (T,)."""
+        """What each step of each sequence adds to the loss, (T, N)."""
         return self._step_losses_of(parameters)
 
     def states(self, parameters: NamedArrays) -> Array:
@@ -87,7 +87,7 @@ class PytensorNetwork:
         return as_scalar(np.asarray(value), "pulled()"), named, np.array(before)
 
     def _losses(self, stacked: cells.Tensors) -> Any:
-        losses = self._step_losses(stacked).sum(axis=1)
+        losses = self._step_losses(stacked).sum(axis=2).T.sum(axis=1)
         # plus empty sums: the gradient of weights that have no part in it is zero, not missing
         return losses + sum(p.flatten(2)[:, :0].sum(axis=1) for p in stacked.values())
 
@@ -99,7 +99,7 @@ class PytensorNetwork:
         return self._of(stacked, self._run(stacked, self._initial_states(stacked, reverse=reverse), reverse=reverse))
 
     def _of(self, stacked: cells.Tensors, walked: list[State]) -> Any:
-        """What each step adds to the loss, (K, T), from all states."""
+        """What each step of each sequence adds to the loss, (T, K, N), from all states."""
         outputs = cells.logits(self._spec, stacked, walked[-1][0], reverse=self._problem.side == "reverse")
         if self._offset is not None:
             outputs = outputs + self._offset

@@ -20,7 +20,18 @@ from gradaudit.recurrent import Activation, RecurrentSpec
 from gradaudit.recurrent.cells import Given, State, advance, prepared
 from gradaudit.recurrent.spec import Layer
 
-__all__ = ["BLOCK", "Kind", "States", "Steps", "Weights", "dense_losses", "recurrent_losses", "recurrent_states"]
+__all__ = [
+    "BLOCK",
+    "Kind",
+    "States",
+    "Steps",
+    "Weights",
+    "dense_each",
+    "dense_losses",
+    "recurrent_each",
+    "recurrent_losses",
+    "recurrent_states",
+]
 
 #: Steps whose input products x @ W are formed at once, and the longest list that the backward pass copies.
 BLOCK = 128
@@ -29,6 +40,8 @@ BLOCK = 128
 Weights: TypeAlias = dict[str, tf.Tensor]
 #: By layer and component, (K, N, H).
 States: TypeAlias = tuple[State, ...]
+#: What is kept of the losses (B, K, N) of a block of steps.
+Reduce: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Steps(NamedTuple):
@@ -113,14 +126,26 @@ class Kind(NamedTuple):
 
 @cache
 def dense_losses(kind: Kind) -> Any:
-    """A `tf.function` (weights, given steps) -> losses by step (K, T) of a dense layer on all vectors at once."""
-    return _graph(partial(_dense_losses, kind), kind.weights(feed_forward=True), kind.steps().given())
+    """A `tf.function` (weights, given steps) -> losses by step (T, K) of a dense layer on all vectors at once."""
+    return _graph(partial(_dense_losses, kind, _by_step), kind.weights(feed_forward=True), kind.steps().given())
+
+
+@cache
+def dense_each(kind: Kind) -> Any:
+    """As `dense_losses`, losses by step and sequence (T, K, N)."""
+    return _graph(partial(_dense_losses, kind, tf.identity), kind.weights(feed_forward=True), kind.steps().given())
 
 
 @cache
 def recurrent_losses(kind: Kind) -> Any:
-    """A `tf.function` (weights, states, given steps) -> losses by step (K, T), the last states (K, N, S)."""
-    return _graph(partial(_recurrent_losses, kind), kind.weights(), kind.states(), kind.steps().given())
+    """A `tf.function` (weights, states, given steps) -> losses by step (T, K), the last states (K, N, S)."""
+    return _graph(partial(_recurrent_losses, kind, _by_step), kind.weights(), kind.states(), kind.steps().given())
+
+
+@cache
+def recurrent_each(kind: Kind) -> Any:
+    """As `recurrent_losses`, losses by step and sequence (T, K, N)."""
+    return _graph(partial(_recurrent_losses, kind, tf.identity), kind.weights(), kind.states(), kind.steps().given())
 
 
 @cache
@@ -133,14 +158,19 @@ def _graph(function: Any, *signature: Any) -> Any:
     return tf.function(function, input_signature=signature, autograph=False)
 
 
-def _dense_losses(kind: Kind, weights: Weights, given: dict[str, tf.Tensor]) -> tf.Tensor:
+def _by_step(losses: tf.Tensor) -> tf.Tensor:
+    """Losses (B, K, N) summed over sequences, (B, K)."""
+    return tf.reduce_sum(losses, axis=-1)
+
+
+def _dense_losses(kind: Kind, reduce: Reduce, weights: Weights, given: dict[str, tf.Tensor]) -> tf.Tensor:
     steps = Steps(**given)
     outputs = _activate(_product(steps.inputs[:, None], weights["W"], weights["b"]), kind.spec.activation)
-    return tf.transpose(_cross_entropy(outputs, steps, kind))
+    return reduce(_cross_entropy(outputs, steps, kind))
 
 
 def _recurrent_losses(
-    kind: Kind, weights: Weights, states: tuple[States, ...], given: dict[str, tf.Tensor]
+    kind: Kind, reduce: Reduce, weights: Weights, states: tuple[States, ...], given: dict[str, tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     steps = Steps(**given)
     if kind.both_ways:
@@ -150,10 +180,10 @@ def _recurrent_losses(
 
     def losses(some: Steps, kept: list[State]) -> tf.Tensor:
         outputs = _logits(kind, weights, some, kept, reverse=kind.reverse)
-        return _cross_entropy(outputs if some.offset is None else outputs + some.offset, some, kind)
+        return reduce(_cross_entropy(outputs if some.offset is None else outputs + some.offset, some, kind))
 
     found, last = _run(kind, weights, states[0], steps, losses, reverse=kind.reverse)
-    return tf.transpose(found), tf.concat([component for state in last for component in state], axis=-1)
+    return found, tf.concat([component for state in last for component in state], axis=-1)
 
 
 def _recurrent_states(
@@ -306,13 +336,13 @@ def _activate(a: tf.Tensor, activation: Activation) -> tf.Tensor:
 
 
 def _cross_entropy(outputs: tf.Tensor, steps: Steps, kind: Kind) -> tf.Tensor:
-    """Weighted cross-entropies summed over sequences, (B, K), of outputs (B, K, N, C)."""
+    """Weighted cross-entropies, (B, K, N), of outputs (B, K, N, C)."""
     weights, labels = steps.loss_weights[:, None], steps.labels[:, None]
     if kind.spec.gives_probabilities:
         hot = tf.one_hot(labels, kind.spec.n_classes, dtype=kind.dtype)
         # xlogy: what weighs nothing adds 0 and has gradient 0, also where its cross-entropy is infinite
-        return -tf.reduce_sum(tf.math.xlogy(weights, tf.reduce_sum(outputs * hot, axis=-1)), axis=-1)
+        return -tf.math.xlogy(weights, tf.reduce_sum(outputs * hot, axis=-1))
     outputs = tf.where(weights[..., None] == 0, tf.ones_like(outputs), outputs)
     labels = tf.broadcast_to(labels, tf.shape(outputs)[:-1])
     entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs)
-    return tf.reduce_sum(weights * entropies, axis=-1)
+    return weights * entropies

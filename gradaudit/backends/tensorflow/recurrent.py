@@ -47,8 +47,10 @@ class TensorflowNetwork:
         )
 
     def step_losses(self, parameters: NamedArrays) -> Array:
-        """What each step adds to the loss, (T,)."""
-        return np.asarray(self._step_losses(self._one, _lead(parameters))[0])
+        """What each step of each sequence adds to the loss, (T, N)."""
+        kind = self._kind(n_copies=1)
+        each = cells.dense_each(kind) if self._problem.feed_forward else cells.recurrent_each(kind)
+        return np.asarray(self._step_losses(each, _lead(parameters))[:, 0])
 
     def states(self, parameters: NamedArrays) -> Array:
         """(T+1, N, S): the state before the first step, then after each."""
@@ -94,7 +96,7 @@ class TensorflowNetwork:
         return cells.dense_losses(kind) if self._problem.feed_forward else cells.recurrent_losses(kind)
 
     def _losses(self, graph: Any, stacked: Tensors) -> tf.Tensor:
-        losses = tf.reduce_sum(self._step_losses(graph, stacked), axis=1)
+        losses = tf.reduce_sum(tf.transpose(self._step_losses(graph, stacked)), axis=1)
         for name in self._idle():
             # plus an empty sum: the gradient of weights that have no part in it is zero, not missing
             losses += tf.reduce_sum(tf.reshape(stacked[name], (tf.shape(losses)[0], -1))[:, :0], axis=1)

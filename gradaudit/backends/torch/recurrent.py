@@ -63,9 +63,9 @@ class TorchNetwork:
         )
 
     def step_losses(self, parameters: NamedArrays) -> Array:
-        """What each step adds to the loss, (T,)."""
+        """What each step of each sequence adds to the loss, (T, N)."""
         with torch.no_grad(), threads(self._n_threads):
-            return as_array(torch.cat(list(self._step_losses(_lead(parameters))), dim=1)[0])
+            return as_array(torch.cat(list(self._step_losses(_lead(parameters))))[:, 0])
 
     def states(self, parameters: NamedArrays) -> Array:
         """(T+1, N, S): the state before the first step, then after each."""
@@ -134,21 +134,22 @@ class TorchNetwork:
         return self._read(stacked, torch.cat(tops), reverse=True).flip(0)
 
     def _step_losses(self, stacked: cells.Tensors, states: list[State] | None = None) -> Iterator[Tensor]:
-        """What each step adds to the loss, by blocks of steps: (K, B)."""
+        """What each step of each sequence adds to the loss, by blocks of steps: (B, K, N)."""
         for steps, outputs in self._outputs(stacked, states):
             if not any(self._weighs[steps]):
-                yield outputs.new_zeros(outputs.shape[1], len(outputs))
+                yield outputs.new_zeros(*outputs.shape[:2], outputs.shape[3])
                 continue
             weights = self._loss_weights[steps]
             # what weighs nothing is replaced, not multiplied by 0: its cross-entropy may be infinite
             free = weights[:, None, None] == 0
             counted = torch.where(free, torch.ones_like(outputs), outputs) if self._some_free else outputs
             entropies = cells.cross_entropy(counted, self._labels[steps], probabilities=self._spec.gives_probabilities)
-            yield (weights[:, None] * entropies).sum(dim=-1).T
+            yield weights[:, None] * entropies
 
     def _losses(self, stacked: cells.Tensors, states: list[State] | None = None) -> Tensor:
         # in float64: the roundings of a long sum would be noise in the loss
-        sums = (block.sum(dim=1, dtype=torch.float64) for block in self._step_losses(stacked, states))
+        blocks = (block.sum(dim=-1) for block in self._step_losses(stacked, states))
+        sums = (block.sum(dim=0, dtype=torch.float64) for block in blocks)
         losses = sum(sums, start=self._loss_weights.new_zeros((), dtype=torch.float64)).to(self._loss_weights.dtype)
         # plus empty sums: the gradient of weights that have no part in it is zero, not missing
         return losses + sum(p.flatten(1)[:, :0].sum(dim=1) for p in stacked.values())
