@@ -149,9 +149,10 @@ def _apart(one: Array, other: Array) -> float:
 def low_precision_inside(evidence: Evidence) -> Finding | None:
     """GA702: the loss repeats itself, but is known to fewer digits than its dtype has."""
     total = evidence.total
-    if total is None or not total.lines or total.source.dtype != "float64":
+    loss = evidence.baseline.loss
+    if total is None or not total.lines or "float64" not in (total.source.dtype, str(loss.dtype)):
         return None
-    base = float(evidence.baseline.loss)
+    base = float(loss)
     seen = [line.estimate.sigma for line in total.lines if line.full and np.isfinite(line.estimate.bound)]
     noise = max(seen, default=0.0) / max(1.0, abs(base))
     if noise <= _COARSE_NOISE:

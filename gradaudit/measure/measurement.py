@@ -41,7 +41,8 @@ _HOPE = 1.5
 def measured(model: Model, loss: Scalar, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:
     """A gradient against the numbers of the best source that there is.
 
-    A twin that computes in float32 somewhere inside condemns nobody: then the native loss is asked.
+    A twin that computes in float32 somewhere inside condemns nobody: then the native loss is asked. Nor does a float64
+    loss that does, where the steps were too short to show it.
 
     Args:
         model: whose losses are measured.
@@ -55,9 +56,15 @@ def measured(model: Model, loss: Scalar, gradients: Gradients, options: AuditOpt
     if found.verdict is Verdict.AGREE:
         return found
     try:
-        if source.reference is not None and _noisy(found) and rounds_inside(source, budget, options.seed):
-            native = choose(model, loss, gradients, budget, seed=options.seed, twin=False)
-            found = measure(native, gradients, options, budget)
+        if source.reference is not None:
+            if _noisy(found) and rounds_inside(source, budget, options.seed):
+                native = choose(model, loss, gradients, budget, seed=options.seed, twin=False)
+                found = measure(native, gradients, options, budget)
+        elif source.dtype == "float64" and (
+            _coarse(found) or (_stands_still(found) and rounds_inside(source, budget, options.seed))
+        ):
+            single = replace(source, name=f"{source.name}, with float32 inside", dtype="float32")
+            found = measure(single, gradients, options, budget)
         if found.source.dtype != "float64":
             found = _over_paths(found, options, budget)
     except Stop:
@@ -91,6 +98,17 @@ def _noisy(found: Measurement) -> bool:
     """Whether the losses are known to fewer digits than float64 has."""
     full = [line.estimate for line in found.lines if line.full and np.isfinite(line.estimate.bound)]
     return max((e.sigma / abs(e.base) if e.base else np.inf for e in full), default=0.0) > _NOISY
+
+
+def _coarse(found: Measurement) -> bool:
+    """Whether a tensor enters the loss with fewer digits, which the first look, by which others go, did not see."""
+    seen = [line.estimate.status == "low precision inside" for line in found.lines]
+    return any(seen) and not seen[0]
+
+
+def _stands_still(found: Measurement) -> bool:
+    """Whether a gradient that is condemned claims a slope where there is none."""
+    return any(c.verdict is Verdict.DISAGREE and abs(c.numeric) <= c.bound for c in found.comparisons)
 
 
 def measure(source: Source, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:

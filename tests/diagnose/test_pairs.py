@@ -183,6 +183,17 @@ def hidden_single():
               lambda p: {"x": np.cos(p["x"])}, x=x)  # fmt: skip
 
 
+def half_single(factor=1.0):
+    """Float32 inside one part of a float64 loss: steps that resolve the other do not move it."""
+    a, b, c, d = np.random.default_rng(5).standard_normal((4, 20))
+    return of(
+        lambda p: (c * np.sin(p["a"].astype("float32"))).sum(dtype="float64") + (d * np.sin(p["b"])).sum(),
+        lambda p: {"a": factor * c * np.cos(p["a"]), "b": d * np.cos(p["b"])},
+        a=a,
+        b=b,
+    )
+
+
 def rounded(gradient):
     x = np.random.default_rng(0).standard_normal(20) * 3
     return of(lambda p: (np.round(p["x"]) * np.arange(20)).sum(), lambda p: {"x": gradient * np.arange(20.0)}, x=x)
@@ -422,6 +433,28 @@ def test_accumulation_is_recognised():
     assert finding.code == "GA802"
     assert "The second is twice the first" in finding.sentence
     assert "zero_grad" in finding.remedy
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_float32_in_a_part_of_a_float64_loss_condemns_nobody(seed):
+    report = gradaudit.audit(half_single(), seed=seed)
+    assert report.verdict is Verdict.AGREE, str(report)
+    assert report.source == "the float64 loss itself, with float32 inside"
+    assert [f.code for f in report.findings] == ["GA702"]
+    wrong = gradaudit.audit(half_single(1.01), seed=seed)
+    assert wrong.verdict is Verdict.DISAGREE, str(wrong)
+    assert (wrong["a"].verdict, wrong["b"].verdict) == (Verdict.DISAGREE, Verdict.AGREE)
+
+
+def test_a_flat_part_of_a_loss_is_no_low_precision():
+    """A slope is claimed where there is none, and every digit counts: the gradient is wrong."""
+    c, a, b = np.random.default_rng(5).standard_normal((3, 20))
+    model = of(
+        lambda p: (c * np.sin(p["b"])).sum() + 0 * p["a"].sum(), lambda p: {"a": c, "b": c * np.cos(p["b"])}, a=a, b=b
+    )
+    report = gradaudit.audit(model)
+    assert (report["a"].verdict, report["b"].verdict) == (Verdict.DISAGREE, Verdict.AGREE)
+    assert report.source == "the float64 loss itself"
 
 
 def test_more_than_rounding_is_another_gradient():
