@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import Unpack
 
@@ -13,7 +13,7 @@ from gradaudit.backends import registry
 from gradaudit.compare import Verdict
 from gradaudit.errors import GradientMismatchError
 from gradaudit.lens import by_step as view
-from gradaudit.lens.identify import Identified, StepLosses, identify
+from gradaudit.lens.identify import Identified, Losses, StepLosses, identify
 from gradaudit.mapping import PortMapping
 from gradaudit.options import Options, options_of
 from gradaudit.protocols import Model
@@ -254,7 +254,7 @@ def identify_truncation(
     gradient: Callable[..., Any] | bool | None = None,
     step_losses: StepLosses | None = None,
     batched: bool = False,
-    losses: Literal["all", "last"] | None = None,
+    losses: Losses = None,
     seed: int = 0,
     max_evaluations: int = 20_000,
 ) -> Identified:
@@ -276,15 +276,16 @@ def identify_truncation(
         step_losses: a function of the parameters, NumPy arrays by name (float64 where the model has a float64 twin or
             is NumPy's), that returns what each step adds to the loss, (T,). Not needed where the model has one.
         batched: whether it takes K copies of the inputs at once, on a leading axis, and returns (K, T).
-        losses: where they cannot be read: which steps have a loss, ``"all"`` or ``"last"``, if it is known. With a loss
-            at the last step only, the class is all that can be known: how many last steps are differentiated.
+        losses: where they cannot be read: which steps have a loss, ``"all"``, ``"last"``, or their numbers from 1 to T;
+            None: unknown, and taken to be all. With a loss at the last step only, the class is all that can be known:
+            how many last steps are differentiated.
         seed: of the displacements.
         max_evaluations: losses at most.
 
     Raises:
         AmbiguousBackendError: no framework, or more than one, recognises the target.
         ModelContractError: the model breaks its contract.
-        OptionError: there is no such tensor, axis or word, or it has fewer than three steps.
+        OptionError: there is no such tensor, axis, word or step, or it has fewer than three steps.
     """
     model = registry.model_of(target, at, loss=loss, gradient=gradient)
     return identify(

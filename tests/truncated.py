@@ -8,14 +8,20 @@ from gradaudit.backends.numpy import NumpyModel
 from gradaudit.recurrent import none
 
 
-def network(truncation=None, *, steps=24, outputs="all", recurrent=0.9, change=lambda g: g, dtype="float64", seed=0):
-    """A model of the inputs x (T, N, D), and its step losses: both NumPy. Elman, tanh, squared errors."""
+def network(
+    truncation=None, *, steps=24, outputs="all", recurrent=0.9, every=1, change=lambda g: g, dtype="float64", seed=0
+):
+    """A model of the inputs x (T, N, D), and its step losses: both NumPy. Elman, tanh, squared errors.
+
+    ``every``: only every so many steps has a loss, and the last.
+    """
     truncation = truncation or none()
     rng = np.random.default_rng([seed, steps])
     x = {"x": rng.standard_normal((steps, 2, 3)).astype(dtype)}
     W, y = 0.7 * rng.standard_normal((3, 4)), rng.standard_normal((steps, 2, 4))
     R = recurrent * np.linalg.qr(rng.standard_normal((4, 4)))[0]
-    weights = np.ones(steps) if outputs == "all" else np.arange(steps) == steps - 1
+    last = np.arange(steps) == steps - 1
+    weights = last | (np.arange(1, steps + 1) % every == 0) if outputs == "all" else last
     pairs = truncation.pairs(steps)
 
     def states(p):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +21,11 @@ from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsSteps
 from gradaudit.recurrent import Truncation
 
-__all__ = ["Identified", "StepLosses", "identify"]
+__all__ = ["Identified", "Losses", "StepLosses", "identify"]
 
 StepLosses = Callable[[NamedArrays], Array]
+#: Which steps have a loss: a word, or their numbers, from 1 to T.
+Losses = Literal["all", "last"] | Sequence[int] | None
 Status = Literal["truncated", "not truncated", "none of these", "cannot tell"]
 #: Up to so many steps each pair of a loss and an input is looked at, in 6 T losses.
 _MOST_STEPS = 500
@@ -82,7 +84,8 @@ class Identified:
             beyond = f" A window of {self.unnoticed:,} steps, or more, would look the same." if self.unnoticed else ""
             return f"Not truncated: the gradient is right at all {self.n_steps:,} steps.{beyond}"
         if self.status != "truncated":
-            return f"{self.status.capitalize()}: {self.why}."
+            taken = " Every step is taken to have a loss." if self.status == "none of these" and not self.losses else ""
+            return f"{self.status.capitalize()}: {self.why}.{taken}"
         listed = [str(t) for t in self.hypotheses[:_SHOWN]]
         more = len(self.hypotheses) - len(listed)
         names = ", ".join(listed) + (f" and {more:,} more" if more else "")
@@ -96,7 +99,8 @@ class Identified:
             return f"Truncated, as one of these would do it, which cannot be told apart here: {names}."
         rest = f", the same here as {', '.join(listed[1:])}" if len(listed) > 1 else ""
         last = " (if only the last step has a loss: any truncation that covers as many)"
-        unsure = last if self.losses is None and self.truncation.kind == "tail" else ""
+        every = " (if every step has a loss)"
+        unsure = {"tail": last, "tbptt": every}.get(self.truncation.kind, "") if self.losses is None else ""
         return f"Truncated: {self.truncation}{rest}, over {self.n_steps:,} steps{unsure}."
 
 
@@ -107,19 +111,19 @@ def identify(
     axis: int = 0,
     step_losses: StepLosses | None = None,
     batched: bool = False,
-    losses: Literal["all", "last"] | None = None,
+    losses: Losses = None,
     seed: int = 0,
     max_evaluations: int = 20_000,
 ) -> Identified:
     """See `gradaudit.identify_truncation`, with a model.
 
     Raises:
-        OptionError: there is no such tensor, axis or word, or it has fewer than three steps.
+        OptionError: there is no such tensor, axis, word or step, or it has fewer than three steps.
         ModelContractError: the model breaks its contract.
     """
-    _check(model, inputs, axis, losses)
+    known = _known(losses, _check(model, inputs, axis))
     with preserved(model):
-        return _identify(model, inputs, axis, step_losses, losses, Budget(max_evaluations), batched=batched, seed=seed)
+        return _identify(model, inputs, axis, step_losses, known, Budget(max_evaluations), batched=batched, seed=seed)
 
 
 def _identify(
@@ -127,7 +131,7 @@ def _identify(
     inputs: str,
     axis: int,
     step_losses: StepLosses | None,
-    losses: Literal["all", "last"] | None,
+    losses: Rows | None,
     budget: Budget,
     *,
     batched: bool,
@@ -153,7 +157,8 @@ def _one_by_one(step_losses: StepLosses, name: str) -> StepLosses:
     return lambda parameters: np.stack([step_losses({**parameters, name: x}) for x in parameters[name]])
 
 
-def _check(model: Model, inputs: str, axis: int, losses: str | None) -> None:
+def _check(model: Model, inputs: str, axis: int) -> int:
+    """T."""
     parameters = model.parameters()
     if inputs not in parameters:
         msg = f"there is no {inputs!r} among {', '.join(parameters)}"
@@ -162,9 +167,29 @@ def _check(model: Model, inputs: str, axis: int, losses: str | None) -> None:
     if not 0 <= axis < len(shape) or shape[axis] < _LEAST_STEPS:
         msg = f"{inputs!r} has shape {shape}: no axis {axis} of at least {_LEAST_STEPS} steps"
         raise OptionError(msg, where="axis", hint="the axis of time, 0 for (T, N, D), 1 for (N, T, D)")
-    if losses not in (None, "all", "last"):
-        msg = f"unknown losses {losses!r}"
-        raise OptionError(msg, where="losses", hint="'all' or 'last', or leave it out")
+    return int(shape[axis])
+
+
+def _known(losses: Losses, n_steps: int) -> Rows | None:
+    """The steps that have a loss."""
+    if losses is None:
+        return None
+    if isinstance(losses, str):
+        if losses not in ("all", "last"):
+            msg = f"unknown losses {losses!r}"
+            raise OptionError(msg, where="losses", hint="'all' or 'last', the steps that have one, or leave it out")
+        return np.arange(1 if losses == "all" else n_steps, n_steps + 1)
+    steps = np.unique(np.asarray(losses, np.int64))
+    if not len(steps) or steps[0] < 1 or steps[-1] > n_steps:
+        msg = f"losses at the steps {steps[0]} to {steps[-1]} of {n_steps}" if len(steps) else "losses at no step"
+        raise OptionError(msg, where="losses", hint=f"some of 1 to {n_steps}")
+    return steps
+
+
+def _word(steps: Rows, n_steps: int) -> Literal["all", "last", "some"]:
+    if len(steps) == n_steps:
+        return "all"
+    return "last" if steps.tolist() == [n_steps] else "some"
 
 
 def _by_step_losses(probe: Probe, parameters: NamedArrays, step_losses: StepLosses) -> Identified:
@@ -177,9 +202,7 @@ def _by_step_losses(probe: Probe, parameters: NamedArrays, step_losses: StepLoss
 
     there = np.flatnonzero(asked(base[None])[0]) + 1
     fits = by_step_losses(asked, base, gradient, seed=probe.seed, eps=eps(probe.digits))
-    every = len(there) == probe.n_steps
-    losses: Literal["all", "last", "some"]
-    losses = "all" if every else "last" if there.tolist() == [probe.n_steps] else "some"
+    losses = _word(there, probe.n_steps)
     if not fits.finite:
         return _result(probe, "cannot tell", losses=losses, why="a step loss or a gradient is not finite")
     if fits.allowed[:, -1].all():
@@ -194,11 +217,12 @@ def _by_step_losses(probe: Probe, parameters: NamedArrays, step_losses: StepLoss
     return _result(probe, "truncated", rows, losses=losses)
 
 
-def _by_influence(probe: Probe, losses: Literal["all", "last"] | None) -> Identified:
+def _by_influence(probe: Probe, losses: Rows | None) -> Identified:
     found = by_influence(probe, losses)
     names: dict[str, Status] = {"complete": "not truncated", "none": "none of these", "unclear": "cannot tell"}
     status: Status = names.get(found.status, "truncated")
-    return _result(probe, status, found.rows, losses=losses, why=found.why)
+    known = None if losses is None else _word(losses, probe.n_steps)
+    return _result(probe, status, found.rows, losses=known, why=found.why)
 
 
 def _result(

@@ -1,8 +1,9 @@
 """Rule I: which inputs, replaced, change which steps of the analytic gradient, to the last bit.
 
 With the inputs of the steps s..T replaced by others, the gradient of the step t < s changes if and only if the use at t
-is kept for one of the losses s..T: s <= e(t). No differences are taken, so the pattern has no noise. What does not
-change is a cut only where the numeric derivative does change; otherwise the gradient has vanished.
+is kept for one of the losses s..T: s <= e(t), or, where not every step has a loss, the first one from s on. No
+differences are taken, so the pattern has no noise. What does not change is a cut only where the numeric derivative does
+change; otherwise the gradient has vanished.
 """
 
 from __future__ import annotations
@@ -55,8 +56,12 @@ class _Row(NamedTuple):
 _NO_ROWS = np.zeros((0, 3), np.int64)
 
 
-def by_influence(probe: Probe, losses: str | None = None) -> Found:
+def by_influence(probe: Probe, losses: Rows | None = None) -> Found:
     """Which truncation a gradient by time is of; see `gradaudit.identify_truncation`.
+
+    Args:
+        probe: of the gradient.
+        losses: the steps that have a loss, from 1 to T, ascending; None: all.
 
     Raises:
         Stop: the budget is spent.
@@ -64,7 +69,7 @@ def by_influence(probe: Probe, losses: str | None = None) -> Found:
     if not probe.repeats:
         return Found("unclear", _NO_ROWS, 0, "two calls do not give the same gradient, to the last bit")
     wrong, resolved = last_wrong(probe)
-    seen = _Influence(probe)
+    seen = _Influence(probe, np.arange(1, probe.n_steps + 1) if losses is None else losses)
     if wrong is None and not resolved:
         # nothing decays in a chaotic network: what the last step influences is all there is to see
         row = seen.row(probe.n_steps)
@@ -77,7 +82,7 @@ def by_influence(probe: Probe, losses: str | None = None) -> Found:
     covered = probe.n_steps - wrong
     if not covered:
         return Found("none", _NO_ROWS, 0, "the gradient of the last step is wrong, which no truncation changes")
-    return seen.identify(wrong, losses)
+    return seen.identify(wrong)
 
 
 def last_wrong(probe: Probe) -> tuple[int | None, bool]:
@@ -117,6 +122,7 @@ def _wrong(probe: Probe, start: int, end: int) -> bool | None:
 @dataclass(eq=False)
 class _Influence:
     probe: Probe
+    losses: Rows
     rows: dict[int, _Row] = field(default_factory=dict)
 
     def row(self, step: int) -> _Row:
@@ -134,22 +140,23 @@ class _Influence:
         least = _ERRORS * (before.error + after.error) + _SURELY_SEEN * self.probe.eps * norm
         return bool(abs(before.value - after.value) > least)
 
-    def identify(self, wrong: int, losses: str | None) -> Found:
+    def identify(self, wrong: int) -> Found:
         """The truncations that fit, the gradient of the step ``wrong`` being wrong and of those after it right."""
         n_steps = self.probe.n_steps
         alive = np.any(self.probe.gradient() != 0, axis=1)
         if not alive.any():
             return Found("none", _NO_ROWS, 0, "the gradient is zero at all steps")
-        if losses == "last":
+        if self.losses.tolist() == [n_steps]:
             return self._of_last_loss(wrong)
         end = self._end(wrong) if alive[wrong - 1] else 0
-        if end is None or (end == 0 and alive[:wrong].any()):
+        # a use that is kept for no loss is behind a tail, or before the first loss that it could be kept for
+        if end is None or (end == 0 and alive[:wrong].any() and self._next(wrong) == wrong):
             if not self.is_wrong(wrong):
                 return Found("unclear", _NO_ROWS, 0, "the loss bends too strongly for numeric derivatives")
             return Found("none", _NO_ROWS, 0, "what is missing is not an interval of losses")
         if end and not self.is_cut(wrong, end + 1):
             return Found("unclear", _NO_ROWS, n_steps - wrong, "what is missing is too small to tell from rounding")
-        return self._narrow(self._fit(candidates(wrong, [end], n_steps)))
+        return self._narrow(self._fit(candidates(wrong, self._ends(wrong, end), n_steps)))
 
     def is_wrong(self, use: int) -> bool:
         """Whether one step alone is wrong, as the search concluded from blocks: in a chaotic net it need not be."""
@@ -176,11 +183,24 @@ class _Influence:
                 cut, step = at, max(1, (at - kept) // 2)
         return None if kept == self.probe.n_steps else kept
 
+    def _ends(self, use: int, kept: int) -> list[int]:
+        """What e(u) can be, if the use is kept for the losses up to this one; 0: for none."""
+        following = int(self._next(max(kept + 1, use)))
+        return [kept, *range(kept + 1 if kept else use, following)]
+
+    def _next(self, steps: Rows | int) -> Rows:
+        """The first steps from these on that have a loss; T + 1 behind the last."""
+        return np.append(self.losses, self.probe.n_steps + 1)[np.searchsorted(self.losses, steps)]
+
+    def _predicted(self, rows: Rows, steps: Rows) -> Rows:
+        """The first uses that change when what is from these steps on is replaced."""
+        return first_uses(rows, self._next(steps), self.probe.n_steps)
+
     def _fit(self, rows: Rows) -> Rows:
         steps = np.array(sorted(self.rows), np.int64)
         if not len(steps) or not len(rows):
             return rows
-        predicted = first_uses(rows, steps, self.probe.n_steps)
+        predicted = np.minimum(self._predicted(rows, steps), steps + 1)
         seen = np.array([self.rows[int(s)].first for s in steps])
         exact = np.array([self.rows[int(s)].exact for s in steps])
         fits = (predicted == seen) | (~exact & (predicted < seen))
@@ -213,6 +233,6 @@ class _Influence:
             steps = np.random.default_rng([self.probe.seed, 43]).choice(steps, most, replace=False)
         if not len(steps):
             return None
-        predicted = np.sort(first_uses(rows, steps, n_steps), axis=0)
+        predicted = np.sort(self._predicted(rows, steps), axis=0)
         kinds = 1 + np.count_nonzero(np.diff(predicted, axis=0), axis=0)
         return int(steps[np.argmax(kinds)]) if kinds.max() > 1 else None

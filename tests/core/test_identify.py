@@ -85,6 +85,33 @@ def test_with_a_loss_at_the_last_step_the_class_is_found(truth):
     assert "if only the last step has a loss" in str(unsaid)
 
 
+@pytest.mark.parametrize("truth", [none(), *TRUNCATIONS], ids=str)
+@pytest.mark.parametrize("every", [3, 7])
+def test_with_losses_at_some_steps_all_that_look_the_same_are_found(truth, every):
+    model, step_losses = network(truth, every=every)
+    at = sorted({*range(every, 25, every), 24})
+    by_losses = gradaudit.identify_truncation(model, step_losses=step_losses)
+    by_influence = gradaudit.identify_truncation(model, losses=at)
+    for found in (by_losses, by_influence):
+        assert found.losses == "some"
+        assert found.status == ("truncated" if truth.cuts(24) else "not truncated")
+        assert not truth.cuts(24) or truth in found.hypotheses or truth == tbptt(truth.k1, truth.k1)
+    assert set(by_losses.hypotheses) == set(by_influence.hypotheses)
+
+
+@pytest.mark.parametrize(
+    ("truth", "told"), [(window(5), "(if every step has a loss)"), (chunks(8), "Every step is taken")]
+)
+def test_losses_that_are_not_told_are_taken_to_be_at_every_step(truth, told):
+    assert told in str(gradaudit.identify_truncation(network(truth, every=3)[0]))
+
+
+@pytest.mark.parametrize(("losses", "told"), [([], "no step"), ([0, 3], "0 to 3 of 24"), ([25], "25 to 25 of 24")])
+def test_losses_at_no_step_are_refused(losses, told):
+    with pytest.raises(OptionError, match=told):
+        gradaudit.identify_truncation(network()[0], losses=losses)
+
+
 @pytest.mark.parametrize("recurrent", [0.9, 1e-3], ids=["remembers", "vanishes"])
 @pytest.mark.parametrize("outputs", ["all", "last"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
