@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         audit_operator,
         audit_step,
         by_step,
+        identify_by_length,
         identify_truncation,
     )
     from gradaudit.compare import Verdict
@@ -51,6 +52,7 @@ __all__ = [
     "by_pair",
     "by_step",
     "chunks",
+    "identify_by_length",
     "identify_truncation",
     "load_report",
     "none",
@@ -69,6 +71,7 @@ _HOMES = {
         "audit_operator",
         "audit_step",
         "by_step",
+        "identify_by_length",
         "identify_truncation",
     ),
     "compare": ("Verdict",),

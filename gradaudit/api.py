@@ -1,4 +1,4 @@
-"""The public calls: `audit` and its kin, `assert_gradients_agree`, `by_step`, `identify_truncation`."""
+"""The public calls: `audit` and its kin, `by_step`, `identify_truncation` and its other way, by length."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gradaudit.backends import registry
 from gradaudit.compare import Verdict
 from gradaudit.errors import GradientMismatchError
 from gradaudit.lens import by_step as view
+from gradaudit.lens.by_length import by_length
 from gradaudit.lens.identify import Identified, Losses, StepLosses, identify
 from gradaudit.mapping import PortMapping
 from gradaudit.options import Options, options_of
@@ -27,6 +28,7 @@ __all__ = [
     "audit_operator",
     "audit_step",
     "by_step",
+    "identify_by_length",
     "identify_truncation",
 ]
 
@@ -298,6 +300,35 @@ def identify_truncation(
         seed=seed,
         max_evaluations=max_evaluations,
     )
+
+
+def identify_by_length(
+    of_length: Callable[[int], Model | Target], n_steps: int, *, seed: int = 0, max_evaluations: int = 20_000
+) -> Identified:
+    """How far back does this gradient go, told from models of other lengths; for what has no axis of time.
+
+    Where only weights are differentiated, which all steps share, no tensor tells one step from another. A truncation
+    after k steps cuts nothing of k steps and something of k + 1: the longest model whose gradient is right is k steps
+    long, found by doubling and halving. Which kind it is cannot be told so; all that fit are named.
+
+    Args:
+        of_length: t -> the model over the first t steps, for 1 <= t <= T.
+        n_steps: T.
+        seed: of the directions.
+        max_evaluations: losses at most, over all lengths.
+
+    Raises:
+        AmbiguousBackendError: no framework, or more than one, recognises a target.
+        ModelContractError: a model breaks its contract.
+        NonFiniteLossError: a loss is not finite.
+        OptionError: fewer than two steps.
+    """
+
+    def model(t: int) -> Model:
+        made = of_length(t)
+        return made.model() if isinstance(made, Target) else made
+
+    return by_length(model, n_steps, seed=seed, max_evaluations=max_evaluations)
 
 
 def _name(target: Any) -> str:

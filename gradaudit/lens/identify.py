@@ -21,7 +21,7 @@ from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsSteps
 from gradaudit.recurrent import Truncation
 
-__all__ = ["Identified", "Losses", "StepLosses", "identify"]
+__all__ = ["Identified", "Losses", "Status", "StepLosses", "identify"]
 
 StepLosses = Callable[[NamedArrays], Array]
 #: Which steps have a loss: a word, or their numbers, from 1 to T.
