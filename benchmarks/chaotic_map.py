@@ -4,8 +4,9 @@
 
 The map is that of `models.RECIPES`: the sum of five logistic maps after 30 steps, and the error is in dL/dr. First what
 central differences of float64 losses can know of dL/dr at best, the best step chosen with 60 digits. Then the rounding
-of the right float32 gradient: of dL/dr alone, at points nearby, and what dL/dx of the same points leaves of it. Last,
-the same of right gradients of a small recurrent net, whose rounding repeats itself.
+of the right float32 gradient: of dL/dr alone, at points nearby, and what dL/dx of the same points leaves of it. Then
+what constants that a program holds in float32 change, computed without rounding. Last, the same of right gradients of a
+small recurrent net, whose rounding repeats itself.
 """
 
 from __future__ import annotations
@@ -137,6 +138,21 @@ def rounding(seed: int, form: str) -> list[float]:
     return [apart[0, -1], deviation, left, ERROR / (deviation / np.sqrt(N_POINTS)), ERROR / of_mean]
 
 
+#: Float32 holds it as 1.
+CONSTANT = 1 + 0.999 * 2.0**-24
+
+
+def constants(seed: int, n: int) -> np.ndarray:
+    """How far apart, relatively, two programs of the map have dL/dr, at each point: all in float64, with no rounding.
+
+    One multiplies r by n constants of 1.00000006, the other by what float32 holds of them, which is 1.
+    """
+    x, r = shaken(seed, FAR)
+    factors = (CONSTANT**n, 1.0)
+    exact_ones, stored = (c * gradients(x, (c * r.astype(np.float64)), np.float64)[:, -1] for c in factors)
+    return (stored - exact_ones) / np.abs(exact_ones)
+
+
 def recurrent(seed: int) -> float:
     """A right gradient of h <- tanh(W h), 40 steps, 2 x 2: the best combination of its entries in standard errors."""
     rng = np.random.default_rng(seed)
@@ -178,6 +194,12 @@ def main() -> None:
         for form in FORMS if seed == 0 else list(FORMS)[:1]:
             base, nearby, left, alone, beside = rounding(seed, form)
             print(f"  {seed:4d}  {form}  {base:11.1e}  {nearby:7.1e}  {left:12.1e}  {alone:11.1f}  {beside:17.1f}")
+    print("\ndL/dr of a program with n constants beside what float32 holds of them, no rounding: relative, 17 points")
+    print("  seed  n  base point     mean   nearby")
+    for seed in range(4):
+        for n in (1, 2, 4):
+            apart = constants(seed, n)
+            print(f"  {seed:4d}  {n}  {apart[0]:10.1e}  {apart.mean():7.1e}  {apart.std(ddof=1):7.1e}")
     with np.errstate(all="ignore"):
         seen = [recurrent(seed) for seed in range(100)]
     seen = [s for s in seen if np.isfinite(s)]
