@@ -1,7 +1,7 @@
 """Recurrent networks as values: truncation, spec, seeded weights and data. Nothing here computes a network."""
 
 from gradaudit.recurrent.problem import Crossing, Problem, Start
-from gradaudit.recurrent.segments import one_way, segment_problems, segment_runs, single_steps, spans, uncounted_steps
+from gradaudit.recurrent.segments import one_way, segment_problems, segment_runs, spans, uncounted_steps
 from gradaudit.recurrent.spec import Activation, Cell, RecurrentSpec, SequenceData, initial_weights, random_sequences
 from gradaudit.recurrent.truncation import Truncation, chunks, none, randomised, tail, tbptt, window
 
@@ -22,7 +22,6 @@ __all__ = [
     "randomised",
     "segment_problems",
     "segment_runs",
-    "single_steps",
     "spans",
     "tail",
     "tbptt",

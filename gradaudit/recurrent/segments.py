@@ -18,7 +18,7 @@ from gradaudit.recurrent.problem import Crossing, Problem, Start
 from gradaudit.recurrent.spec import SequenceData
 from gradaudit.recurrent.truncation import Truncation, none
 
-__all__ = ["one_way", "segment_problems", "segment_runs", "single_steps", "spans", "uncounted_steps"]
+__all__ = ["one_way", "segment_problems", "segment_runs", "spans", "uncounted_steps"]
 
 #: Numbers of inputs and states in one batch of runs: memory stays bounded, a batch is long enough.
 _MOST_NUMBERS = 2**21
@@ -89,21 +89,6 @@ def segment_runs(problem: Problem, rows: Rows, states: Array) -> Iterator[tuple[
     # a run never goes on behind its last loss: an activation without bound could overflow there, and 0 * inf is NaN
     for length in np.unique(lengths):
         yield from source.slabs(source.with_loss(rows[lengths == length]), int(length))
-
-
-def single_steps(problem: Problem, states: Array) -> Iterator[Problem]:
-    """Each step alone, with its loss, from the state before it: those of one problem are its sequences.
-
-    Sequence ``i N + n`` is step i of sequence n. All problems have as many steps; the last one may be filled up with
-    steps without a loss.
-
-    Args:
-        problem: of a bidirectional network one side.
-        states: (T+1, N, S), h_0..h_T.
-    """
-    steps = np.arange(problem.n_steps)
-    for _, part in _Source(problem, states).slabs(np.stack([steps, steps + 1, steps + 1], axis=1), 1):
-        yield part
 
 
 def uncounted_steps(truncation: Truncation, n_steps: int) -> NDArray[np.int64]:
