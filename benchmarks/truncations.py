@@ -1,6 +1,6 @@
 """Truncated gradients of the built-in networks: against the definition, and what they cost.
 
-    python benchmarks/truncations.py check --backend numpy [--every 1] [--steps 7 13]
+    python benchmarks/truncations.py check --backend numpy [--every 1] [--steps 7 13] [--eager] [--processes 1]
     python benchmarks/truncations.py frozen --backend numpy [--every 1]
     python benchmarks/truncations.py cost --backend numpy [--steps 10000]
     python benchmarks/truncations.py windows --backend numpy [--steps 10000]
@@ -8,7 +8,8 @@
 
 ``check``: every truncation, every k and k1 <= k2, of every cell, losses on all steps or the last, masks, learned or
 carried states, against the sum over pairs (tests/backends/pairs.py), float64; the worst error relative to the largest
-entry of its tensor. ``--every n`` takes one combination of n: JAX and TensorFlow compile a second for each.
+entry of its tensor. ``--every n`` takes one combination of n: JAX and TensorFlow compile a second for each. With
+``--eager`` they run op by op, what is traced and differentiated being the same; ``--processes`` share the networks.
 ``frozen``: the gradients against sixth-order central differences of the frozen objective. ``cost``: seconds of the seed
 case (10 sequences, 2 features, softmax Elman of 2 units, float32), compilation apart, the best of 3 runs, as multiples
 of the full gradient's. ``windows``: those of windows by their runs, and as they are; then both ways on wider networks
@@ -22,8 +23,10 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import product
+from itertools import islice, product
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
@@ -74,11 +77,39 @@ def cases(n_steps: int) -> Iterator[tuple[str, RecurrentSpec, dict, SequenceData
             yield words, spec, weights, SequenceData(features=data.features, labels=data.labels, mask=mask, state=state)
 
 
-def check(backend, n_steps: int, every: int) -> tuple[int, float, str]:
+def op_by_op(backend: str) -> None:
+    """Have a framework compile nothing."""
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_disable_jit", val=True)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.run_functions_eagerly(run_eagerly=True)
+
+
+def shared(backend: str, n_steps: int, every: int, *, eager: bool, processes: int) -> tuple[int, float, str]:
+    """`check` in so many processes."""
+    parts = [partial(check_part, backend, n_steps, every, (i, processes), eager=eager) for i in range(processes)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        found = [future.result() for future in [pool.submit(part) for part in parts]]
+    _, worst, where = max(found, key=lambda part: part[1])
+    return sum(n for n, _, _ in found), worst, where
+
+
+def check_part(backend: str, n_steps: int, every: int, part: tuple[int, int], *, eager: bool) -> tuple[int, float, str]:
+    """One process's share of the networks."""
+    if eager:
+        op_by_op(backend)
+    return check(registry.get(backend), n_steps, every, part)
+
+
+def check(backend, n_steps: int, every: int, part: tuple[int, int] = (0, 1)) -> tuple[int, float, str]:
     """How many combinations were compared, the worst error, and where."""
     seen = compared = 0
     worst, where = 0.0, ""
-    for words, spec, weights, data in cases(n_steps):
+    for words, spec, weights, data in islice(cases(n_steps), part[0], None, part[1]):
         expected_loss = None
         for truncation in truncations(n_steps):
             seen += 1
@@ -197,12 +228,17 @@ def main() -> None:
     parser.add_argument("--backend", default="numpy")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.what in ("check", "frozen"):
-        run = check if arguments.what == "check" else frozen
         for n_steps in arguments.steps or [7]:
             started = time.perf_counter()
-            n, worst, where = run(registry.get(arguments.backend), n_steps, arguments.every)
+            if arguments.what == "check":
+                eager, processes = arguments.eager, arguments.processes
+                n, worst, where = shared(arguments.backend, n_steps, arguments.every, eager=eager, processes=processes)
+            else:
+                n, worst, where = frozen(registry.get(arguments.backend), n_steps, arguments.every)
             took = time.perf_counter() - started
             counted = f"{n:,} combinations, worst {worst:.1e} ({where}), {took:.0f} s"
             print(f"{arguments.what} {arguments.backend}, T = {n_steps}: {counted}", flush=True)

@@ -19,7 +19,7 @@ from gradaudit.lens.probe import Probe
 __all__ = ["Found", "by_influence", "last_wrong"]
 
 #: A gap is an error beyond so many errors of the differences, and the rounding of the analytic side.
-_ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-6, 100.0
+_ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-8, 100.0
 #: What is missing would have changed a bit of the gradient: it is so many eps of it.
 _SURELY_SEEN = 1e3
 #: An error of the differences beyond this share of the gradient says nothing.
@@ -167,7 +167,9 @@ class _Influence:
         alive = np.any(self.probe.gradient() != 0, axis=1)
         if not row.exact:
             return Found("unclear", _NO_ROWS, n_steps - wrong, "what is missing is too small to tell from rounding")
-        if not 1 < row.first <= wrong + 1 or alive[: row.first - 1].any():
+        # ``wrong`` can lie further back than the cut: next to it the gradient may be too small to be seen missing
+        covered_wrong = row.first <= wrong and self.is_wrong(wrong)
+        if row.first == 1 or covered_wrong or alive[: row.first - 1].any():
             return Found("none", _NO_ROWS, 0, "with a loss at the last step only, what is cut has no gradient at all")
         covered = n_steps - row.first + 1
         return Found("truncated", of_last_loss(covered, n_steps), covered)

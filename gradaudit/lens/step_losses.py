@@ -17,7 +17,7 @@ __all__ = ["Fits", "by_step_losses", "fitting", "hypotheses", "owed", "unnoticed
 
 #: A hypothesis fits within so many errors of the differences; the rest is rounding of the analytic side: of sums of
 #: products in float64, and for narrower dtypes in units of their eps.
-_ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-6, 100.0
+_ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-8, 100.0
 #: An error beyond this share of the largest derivative says nothing about any hypothesis.
 _RESOLVED = 1e-2
 #: Numbers in one batch of moved inputs.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +124,27 @@ def test_what_is_not_truncated_is_not(recurrent, outputs, dtype):
         gradaudit.identify_truncation(model, losses=outputs),
     ):
         assert (found.status, found.hypotheses, found.covered) == ("not truncated", (), 24)
+
+
+def test_a_truncation_that_takes_away_a_millionth_is_found():
+    model, step_losses = network(window(9), recurrent=0.2)
+    full, _ = network(none(), recurrent=0.2)
+    one, other = (m.value_and_grad(m.parameters())[1]["x"] for m in (model, full))
+    assert 1e-8 < np.linalg.norm(one - other) / np.linalg.norm(other) < 1e-6
+    for found in (
+        gradaudit.identify_truncation(model, step_losses=step_losses),
+        gradaudit.identify_truncation(model),
+    ):
+        assert found.truncation == window(9)
+
+
+def test_next_to_a_cut_the_gradient_may_be_too_small_to_be_seen_missing(monkeypatch):
+    """The search stops a step further back than the cut, which bits of the gradient show."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    script = importlib.import_module("identify")
+    net, x = script.random_net(np.random.default_rng([6, 188]), "tail")
+    found = script.by_rule("I", net, x, 188)
+    assert (found.status, found.covered, net.truncation) == ("truncated", 56, tail(56))
 
 
 def test_a_truncation_without_effect_is_none():

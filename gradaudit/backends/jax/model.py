@@ -185,8 +185,8 @@ class JaxModel:
         """Working memory of one more point, in bytes."""
         if self._working_bytes is None:
             self._working_bytes = int(self.evaluate(self._programs.loss.working_bytes, self._parameters))
-        # padding can double the number of points
-        return 2 * (self._working_bytes + sum(p.nbytes for p in self._parameters.values()))
+        # padding can add half as many points
+        return 3 * (self._working_bytes + sum(p.nbytes for p in self._parameters.values())) // 2
 
     def along(self, points: Sequence[Point]) -> Array:
         """The losses at K points, (K,): by vmap, or in a loop where the function cannot be batched."""
@@ -212,8 +212,8 @@ class JaxModel:
             return np.concatenate(list(pool.map(self._batch, parts)))
 
     def _batch(self, points: Sequence[Point]) -> Array:
-        # to a power of two with the base point: a program for each number of points would be compiled otherwise
-        n_padding = (1 << (len(points) - 1).bit_length()) - len(points)
+        # with the base point: a program for each number of points would be compiled otherwise
+        n_padding = _padded(len(points)) - len(points)
         padded = [*points, *[Point(points[0].direction, 0.0)] * n_padding]
         losses: Array = self.evaluate(self._programs.batched, stack(self._parameters, padded))
         return losses[: len(points)]
@@ -328,6 +328,12 @@ class JaxModel:
     def environment(self) -> Mapping[str, str]:
         """The versions of JAX and jaxlib, and the platform."""
         return environment()
+
+
+def _padded(n: int) -> int:
+    """The next power of two, or three quarters of it where that will do."""
+    power = 1 << (n - 1).bit_length()
+    return power * 3 // 4 if n <= power * 3 // 4 else power
 
 
 def _one_number(value: Any) -> Any:
