@@ -23,7 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from itertools import islice, product
 from multiprocessing import get_context
@@ -90,34 +90,35 @@ def op_by_op(backend: str) -> None:
 
 
 def shared(backend: str, n_steps: int, every: int, *, eager: bool, processes: int) -> tuple[int, float, str]:
-    """`check` in so many processes."""
-    parts = [partial(check_part, backend, n_steps, every, (i, processes), eager=eager) for i in range(processes)]
+    """`check`, the networks shared by so many processes; how far they are goes to stderr."""
+    n_networks, compared, worst, where = sum(1 for _ in cases(n_steps)), 0, 0.0, ""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        found = [future.result() for future in [pool.submit(part) for part in parts]]
-    _, worst, where = max(found, key=lambda part: part[1])
-    return sum(n for n, _, _ in found), worst, where
+        jobs = [pool.submit(one_network, backend, n_steps, every, i, eager=eager) for i in range(n_networks)]
+        for done, job in enumerate(as_completed(jobs), start=1):
+            n, off, place = job.result()
+            compared += n
+            if off > worst:
+                worst, where = off, place
+            print(f"{done} of {n_networks} networks, {compared:,}, worst {worst:.1e}", file=sys.stderr, flush=True)
+    return compared, worst, where
 
 
-def check_part(backend: str, n_steps: int, every: int, part: tuple[int, int], *, eager: bool) -> tuple[int, float, str]:
-    """One process's share of the networks."""
+def one_network(backend: str, n_steps: int, every: int, index: int, *, eager: bool) -> tuple[int, float, str]:
+    """`check` of one of the networks, in a process of its own."""
     if eager:
         op_by_op(backend)
-    return check(registry.get(backend), n_steps, every, part)
+    return check(registry.get(backend), n_steps, every, index)
 
 
-def check(backend, n_steps: int, every: int, part: tuple[int, int] = (0, 1)) -> tuple[int, float, str]:
-    """How many combinations were compared, the worst error, and where."""
-    seen = compared = 0
-    worst, where = 0.0, ""
-    for words, spec, weights, data in islice(cases(n_steps), part[0], None, part[1]):
-        expected_loss = None
-        for truncation in truncations(n_steps):
-            seen += 1
-            if seen % every:
-                continue
-            if expected_loss is None:
-                expected_loss, found, readout = pair_derivatives(spec, weights, data)
-            compared += 1
+def check(backend, n_steps: int, every: int, index: int) -> tuple[int, float, str]:
+    """How many combinations of a network were compared, the worst error, and where."""
+    words, spec, weights, data = next(islice(cases(n_steps), index, None))
+    chosen = list(truncations(n_steps))
+    chosen = chosen[-index * len(chosen) % every :: every]
+    compared, worst, where = len(chosen), 0.0, ""
+    if chosen:
+        expected_loss, found, readout = pair_derivatives(spec, weights, data)
+        for truncation in chosen:
             loss, gradients = backend.recurrent_model(spec, weights, data, truncation).value_and_grad(weights)
             errors = [abs(loss - expected_loss) / abs(expected_loss)]
             for name, wanted in gradient_of(truncation, found, readout, N).items():
