@@ -124,7 +124,7 @@ def check(backend, n_steps: int, every: int, index: int) -> tuple[int, float, st
             expected = gradient_of(truncation, found, readout, N)
             # complex steps lose what lies below: exp(-120) of a saturated softmax, which is no 0 of nothing kept
             largest = max(np.abs(wanted).max() for wanted in expected.values())
-            least = np.finfo(np.float64).eps ** 2 * largest or np.finfo(np.float64).tiny
+            least = np.finfo(np.float64).eps * largest or np.finfo(np.float64).tiny
             for name, wanted in expected.items():
                 errors.append(np.abs(gradients[name] - wanted).max() / max(np.abs(wanted).max(), least))
             if max(errors) > worst:
