@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import gradaudit
 from tests import conftest
 from tests.backends import programs
 
@@ -64,6 +65,37 @@ def inputs(dtype=None):
         torch.randn(30, 20, dtype=dtype, requires_grad=True),
         None,
     )
+
+
+def ripple(*, right, calls):
+    """X^2 with a ripple as long as gradcheck's eps, of a ten-millionth of its height; its slope is half of all."""
+    start, eps = 0.7, 1e-6
+
+    class Ripple(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            calls.append(1)
+            ctx.save_for_backward(x)
+            return x * x + eps / torch.pi * torch.sin(torch.pi * (x - start) / eps)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return gradient * (2 * x + right * torch.cos(torch.pi * (x - start) / eps))
+
+    return Ripple.apply, (torch.tensor(start, dtype=torch.double, requires_grad=True),)
+
+
+def test_from_as_few_evaluations_as_gradcheck_nobody_could_tell():
+    """Decision 0018: at its three points, f(x) and f(x +- eps), the ripple is zero."""
+    for right in (False, True):
+        calls: list[int] = []
+        function, given = ripple(right=right, calls=calls)
+        assert torch.autograd.gradcheck(function, given, raise_exception=False) is not right
+        assert len(calls) <= 4
+        assert gradcheck(function, given, raise_exception=False) is right
+        report = gradaudit.audit_operator(function, *given, modes=["reverse"])
+        assert report.evaluations == (46 if right else 54)
 
 
 def test_the_notes_own_check():
