@@ -177,6 +177,8 @@ def with_entries(
         Stop: the budget is spent.
     """
     unread = [name for name in measured.unread if name in names]
+    if not unread:
+        return measured
     parameters = measured.source.model.parameters()
     probes = plan.entries(parameters, plan.scales(parameters), unread)
     lines = [*measured.lines, *_followed(measured, probes, "reading entries", options, budget)]
