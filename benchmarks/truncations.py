@@ -92,7 +92,8 @@ def op_by_op(backend: str) -> None:
 def shared(backend: str, n_steps: int, every: int, *, eager: bool, processes: int) -> tuple[int, float, str]:
     """`check`, the networks shared by so many processes; how far they are goes to stderr."""
     n_networks, compared, worst, where = sum(1 for _ in cases(n_steps)), 0, 0.0, ""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    # a process that has compiled thousands of programs can crash
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=10) as pool:
         jobs = [pool.submit(one_network, backend, n_steps, every, i, eager=eager) for i in range(n_networks)]
         for done, job in enumerate(as_completed(jobs), start=1):
             n, off, place = job.result()
