@@ -23,7 +23,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from itertools import islice, product
 from multiprocessing import get_context
@@ -92,11 +91,11 @@ def op_by_op(backend: str) -> None:
 def shared(backend: str, n_steps: int, every: int, *, eager: bool, processes: int) -> tuple[int, float, str]:
     """`check`, the networks shared by so many processes; how far they are goes to stderr."""
     n_networks, compared, worst, where = sum(1 for _ in cases(n_steps)), 0, 0.0, ""
+    job = partial(one_network, backend, n_steps, every, eager=eager)
     # a process that has compiled thousands of programs can crash
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=10) as pool:
-        jobs = [pool.submit(one_network, backend, n_steps, every, i, eager=eager) for i in range(n_networks)]
-        for done, job in enumerate(as_completed(jobs), start=1):
-            n, off, place = job.result()
+    with get_context("spawn").Pool(processes, maxtasksperchild=10) as pool:
+        found = pool.imap_unordered(job, range(n_networks))
+        for done, (n, off, place) in enumerate(found, start=1):
             compared += n
             if off > worst:
                 worst, where = off, place

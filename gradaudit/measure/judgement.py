@@ -28,6 +28,8 @@ _HOPELESS = 0.5
 _CONSTANTS = 1.2e-5
 #: A gap that many times as large as what a kink may make is none of its making.
 _KINK = 2.0
+#: A gap of so many bounds is there, be it below what matters.
+_PROVEN = 10.0
 #: Random directions of a tensor of fewer entries are much alike.
 _INDEPENDENT = 3
 
@@ -98,6 +100,17 @@ class Measurement:
             return []
         names = [name for name, verdict in self.verdicts.items() if verdict is not Verdict.DISAGREE]
         return [name for name in names if _proofs([(li, c) for li, c in pairs if li.probe.tensor == name])]
+
+    def suspected(self) -> list[str]:
+        """The tensors that agree, in which a gap that is proven may be all that a larger error shows along a direction.
+
+        Those that show it; where only directions of all tensors do, each of them.
+        """
+        seen = self if self.beside is None else self.beside
+        pairs = [(li.probe.tensor, c) for li, c in zip(seen.lines, seen.comparisons, strict=True) if li.estimate.smooth]
+        shown = {tensor for tensor, c in pairs if abs(c.analytic - c.numeric) > _PROVEN * c.bound}
+        names = [name for name in self.verdicts if name in shown] or (list(self.verdicts) if None in shown else [])
+        return [name for name in names if self.verdicts[name] is Verdict.AGREE]
 
     @property
     def resolution(self) -> float:

@@ -148,7 +148,8 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
         ask = _cheap_looks(sampler, source.model, lines[0], budget)
         lines += ask(probes)
         seen = judged(len(lines))
-        again = plan.fresh(lengths, seen.nearly_condemned() if double else [], options.seed + 1)
+        doubted = [*seen.nearly_condemned(), *seen.suspected()] if double else []
+        again = plan.fresh(lengths, doubted, options.seed + 1)
         names = [p.tensor for p in again if p.tensor is not None]
         small = [n for n, v in seen.verdicts.items() if v is not Verdict.AGREE and n not in names]
         if options.entries:  # all have been read

@@ -10,6 +10,7 @@ import pytest
 
 import gradaudit
 from gradaudit import Verdict
+from gradaudit.measure import plan
 from tests.core.models import mlp, of, times
 
 X, Y = np.array([0.3, 0.7, 1.1, -0.4]), np.array([1.2, -0.8])
@@ -50,6 +51,28 @@ def test_a_small_error_is_confirmed_as_well(factor):
     """What a kink could make is bounded by the loss's own curvature: then a full estimate confirms."""
     report = gradaudit.audit(mlp(times(factor, "first")))
     assert [p.name for p in report.parameters if p.verdict is Verdict.DISAGREE] == ["first"]
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(0.0, Verdict.AGREE), (1e-4, Verdict.DISAGREE)])
+def test_a_gap_that_is_proven_is_looked_after(error, verdict):
+    """An error of b that cancels along b's direction, and is less than a millionth of the whole gradient."""
+    rng = np.random.default_rng(0)
+    p = {"w": rng.standard_normal(40), "b": rng.standard_normal(20)}
+    (probe,) = plan.tensors(plan.scales(p), ["b"], seed=0)
+    v, off = probe.direction.block("b", (20,)), rng.standard_normal(20)
+    off -= (off @ v) / (v @ v) * v
+    off *= error * np.linalg.norm(np.cos(p["b"])) / np.linalg.norm(off)
+    report = gradaudit.audit(
+        of(
+            lambda p: 1e3 * np.sin(p["w"]).sum() + np.sin(p["b"]).sum(),
+            lambda p: {"w": 1e3 * np.cos(p["w"]), "b": np.cos(p["b"]) + off},
+            **p,
+        )
+    )
+    assert [q.name for q in report.parameters if q.verdict is Verdict.DISAGREE] == (["b"] if error else [])
+    assert report.verdict is verdict
+    # one along the gradient, two tensors
+    assert error or report.evaluations == BASE + FULL + LOOK * 3
 
 
 @pytest.mark.parametrize("size", [1.0, 1e7, 1e9])
