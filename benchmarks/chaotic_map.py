@@ -5,8 +5,9 @@
 The map is that of `models.RECIPES`: the sum of five logistic maps after 30 steps, and the error is in dL/dr. First what
 central differences of float64 losses can know of dL/dr at best, the best step chosen with 60 digits. Then the rounding
 of the right float32 gradient: of dL/dr alone, at points nearby, and what dL/dx of the same points leaves of it. Then
-what constants that a program holds in float32 change, computed without rounding. Last, the same of right gradients of a
-small recurrent net, whose rounding repeats itself.
+what constants that a program holds in float32 change, computed without rounding. Then whose error it is: each entry
+beside all others, an error of 1e-3 in dL/dr alone. Last, right gradients of a small recurrent net, whose rounding
+repeats itself.
 """
 
 from __future__ import annotations
@@ -138,6 +139,28 @@ def rounding(seed: int, form: str) -> list[float]:
     return [apart[0, -1], deviation, left, ERROR / (deviation / np.sqrt(N_POINTS)), ERROR / of_mean]
 
 
+def beside_the_others(seed: int, error: float) -> np.ndarray:
+    """Each entry fitted by all others and a constant: the constant in standard errors, (6,), dL/dr the last.
+
+    Args:
+        seed: of the parameters.
+        error: in dL/dr alone, relative.
+    """
+    points = shaken(seed, FAR)
+    right = gradients(*points, np.float64)
+    apart = (gradients(*points, np.float32) - right) / abs(right[0])
+    apart[:, -1] += error
+    found = []
+    for k in range(apart.shape[1]):
+        others = np.delete(apart, k, axis=1)
+        design = np.column_stack([np.ones(N_POINTS), others / np.abs(others).max(axis=0)])
+        inverse = np.linalg.pinv(design)
+        rest = apart[:, k] - design @ (inverse @ apart[:, k])
+        noise = np.sqrt(rest @ rest / (N_POINTS - design.shape[1]))
+        found.append(abs(inverse[0] @ apart[:, k]) / (noise * np.linalg.norm(inverse[0])))
+    return np.array(found)
+
+
 #: Float32 holds it as 1.
 CONSTANT = 1 + 0.999 * 2.0**-24
 
@@ -200,6 +223,11 @@ def main() -> None:
         for n in (1, 2, 4):
             apart = constants(seed, n)
             print(f"  {seed:4d}  {n}  {apart[0]:10.1e}  {apart.mean():7.1e}  {apart.std(ddof=1):7.1e}")
+    print("\neach entry beside all others, 17 points: the constant in standard errors, dL/dx_1 to dL/dx_5, dL/dr")
+    for seed in range(8):
+        for error in (0.0, ERROR):
+            seen = "  ".join(f"{of_entry:6.1f}" for of_entry in beside_the_others(seed, error))
+            print(f"  {seed:4d}  dL/dr off by {error:g}: {seen}")
     with np.errstate(all="ignore"):
         seen = [recurrent(seed) for seed in range(100)]
     seen = [s for s in seen if np.isfinite(s)]

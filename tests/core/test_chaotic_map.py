@@ -37,3 +37,12 @@ def test_float32_rounding_is_as_large_as_the_error(script):
 def test_a_combination_of_right_entries_is_off_by_many_standard_errors(script):
     with np.errstate(all="ignore"):
         assert max(script.recurrent(seed) for seed in range(20)) > 100
+
+
+def test_a_broken_relation_has_no_owner(script):
+    """The error is in dL/dr alone, and shows in dL/dx as well."""
+    for seed in range(8):
+        assert script.beside_the_others(seed, 0.0).max() < 5
+        off = script.beside_the_others(seed, 1e-3)
+        assert off[-1] > 12
+        assert (off[:-1] > 12).sum() >= 3
