@@ -45,4 +45,4 @@ def test_a_broken_relation_has_no_owner(script):
         assert script.beside_the_others(seed, 0.0).max() < 5
         off = script.beside_the_others(seed, 1e-3)
         assert off[-1] > 12
-        assert (off[:-1] > 12).sum() >= 3
+        assert (off[:-1] > 5).sum() >= 3
