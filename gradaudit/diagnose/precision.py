@@ -118,20 +118,26 @@ def single_only(evidence: Evidence) -> Finding | None:
         g, h = gradients[name], reference[name]
         if g is not None and h is not None and verdict is not Verdict.AGREE and name not in evidence.explained:
             off[name] = _apart(g, h)
+    related = [] if wrong else [name for name in total.source.related if name in off]
     # it must be the float32 gradient itself that differs, and not only its verdict
-    names = [name for name, d in off.items() if d >= (_ROUNDED if name in wrong else total.significant)]
+    names = [name for name, d in off.items() if d >= (_ROUNDED if name in [*wrong, *related] else total.significant)]
     measured = evidence.judged(reference) if names and set(wrong) <= set(names) else None
     if measured is None or not agree(measured, names):
         return None
     dtype = evidence.baseline.loss.dtype
     by = ", ".join(f"{name} is off by {number(off[name])}" for name in names)
-    noisy = "" if wrong else " At points nearby it is off by another amount: noise, as of a narrower format."
+    more = "" if wrong else " At points nearby it is off by another amount: noise, as of a narrower format."
+    if related:
+        more = (
+            f" A part of it stays the same at points nearby: an error, in one of {', '.join(related)}. Which of them "
+        )
+        more += "cannot be told, for rounding moves them together."
     return Finding(
         code="GA703",
-        title=f"{'wrong' if wrong else 'noisy'} in {dtype} only",
+        title=f"{'wrong' if wrong or related else 'noisy'} in {dtype} only",
         confidence="proven",
         sentence=f"Beside the gradient of its float64 twin, that of {by}, relative, which is more than {dtype} has to "
-        f"round.{noisy}",
+        f"round.{more}",
         evidence="The same code in float64 has the right gradient: it agrees with the numeric one.",
         remedy="Look for half precision or TF32 inside, a sum in a narrow dtype, a difference of large numbers, or a "
         "branch for this dtype with another rule.",

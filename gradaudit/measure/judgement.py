@@ -166,9 +166,13 @@ def judge(
     if beside is not None:
         for name in [*_beyond_rounding(source, beside), *_wrong_in_double(beside)]:
             verdicts[name] = Verdict.DISAGREE
+    # one of these is wrong: of several none is condemned, nor cleared
+    related = [] if beside is None else _related(source, beside)
+    least = Verdict.DISAGREE if len(related) == 1 else Verdict.INCONCLUSIVE
+    verdicts |= {name: worst([verdicts[name], least]) for name in related}
     verdict = worst(verdicts.values())
     condemning = [line for line, c in pairs if line in together and c.verdict is Verdict.DISAGREE]
-    if len(condemning) > 1:  # two directions see what no tensor alone resolves
+    if related or len(condemning) > 1:  # two directions see what no tensor alone resolves
         verdict = Verdict.DISAGREE
     return Measurement(
         lines=tuple(lines),
@@ -221,6 +225,12 @@ def _beyond_rounding(source: Source, beside: Measurement) -> list[str]:
     """The tensors whose float64 twin has the right gradient, from which the float32 one differs beyond rounding."""
     exceeding = [name for name, excess in (source.excess or {}).items() if excess is not None and excess.any()]
     return [name for name in exceeding if beside.verdicts.get(name) is Verdict.AGREE]
+
+
+def _related(source: Source, beside: Measurement) -> list[str]:
+    """The tensors one of which is wrong in float32, where the float64 twin has the right gradient."""
+    right = all(verdict is Verdict.AGREE for verdict in beside.verdicts.values())
+    return [name for name in source.related if name in beside.verdicts] if right else []
 
 
 def precision_of(n: int, gradients: Gradients, source: Source, options: AuditOptions, *, own: bool) -> Precision:

@@ -8,19 +8,19 @@ nine numbers show a standard deviation badly).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, eps
-from gradaudit.measure import plan
+from gradaudit.measure import plan, related
 from gradaudit.measure.baseline import gradient_at
 from gradaudit.numeric.budget import Budget
 from gradaudit.protocols import Model
 
-__all__ = ["beyond_rounding"]
+__all__ = ["Rounding", "beyond_rounding"]
 
 #: Some rounding repeats itself: that of functions and of sums of data (twice the 80 eps measured of functions); stored
 #: constants are off by half a unit in the last place, which moves a gradient as much as its parameters' last places do.
@@ -43,13 +43,27 @@ _STILL = 4.0
 _INTERMEDIATE, _SATURATED, _OFFSET = 2.0, 16.0, 0.005
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounding:
+    """What of a float32 gradient's difference to its twin's is none.
+
+    Attributes:
+        excess: by tensor and entry, float64: the part that rounding does not account for.
+        related: tensors one of which is wrong; of several it cannot be told which, see `gradaudit.measure.related`.
+    """
+
+    excess: dict[str, Array]
+    related: tuple[str, ...] = ()
+
+
 @dataclass(slots=True, eq=False)
 class _Differences:
-    """D_j summed over points, and how far the twin's gradient moved at most, by tensor."""
+    """D_j summed over points, by tensor; how far the twin's gradient moved at most; each D_j, where entries are few."""
 
     total: dict[str, Array]
     squares: dict[str, Array]
     moves: dict[str, Array]
+    each: list[tuple[Array, Array]]
     points: int = 1
 
     def add(self, there: dict[str, Array], moves: dict[str, Array]) -> None:
@@ -58,6 +72,8 @@ class _Differences:
             self.squares = {n: s + there[n] ** 2 for n, s in self.squares.items()}
             self.moves = {n: np.maximum(m, np.abs(moves[n])) for n, m in self.moves.items()}
             self.points += 1
+            if self.each:
+                self.each.append((_flat(there), _flat(moves)))
 
     def mean(self) -> dict[str, Array]:
         return {n: t / self.points for n, t in self.total.items()}
@@ -78,8 +94,8 @@ def beyond_rounding(
     seed: int,
     *,
     narrow: float = 0.0,
-) -> dict[str, Array]:
-    """By tensor and entry, float64: the part of the difference to the twin that rounding does not account for.
+) -> Rounding:
+    """The part of the difference to the twin that rounding does not account for.
 
     Args:
         models: the native one and its float64 twin.
@@ -87,6 +103,7 @@ def beyond_rounding(
         reference: of the twin there.
         loss: there.
         budget: up to two gradients are charged to it; where differences are larger than what repeats, 34 at most.
+            So they are where a gradient of few entries is amplified rounding.
         seed: of the points.
         narrow: machine epsilon of a narrower format that parts of the loss are meant to compute in.
     """
@@ -94,14 +111,20 @@ def beyond_rounding(
     native = model.parameters()
     given = [n for n, g in gradients.items() if g is not None or reference.get(n) is not None]
     apart = {n: d for n, d in _apart(gradients, reference).items() if n in given and np.isfinite(d).all()}
+    entries = _entries(apart, reference), _entries(apart, plan.scales({n: native[n] for n in apart}))
+    few = related.amplified(_flat(apart), *entries)
+    unit = _unit(gradients, narrow)
+    least: dict[str, Array] = {}
     # each look at the conditioning excuses more, and most gradients need none or one
     for moved in _moved(native, twin, reference, budget, seed):
-        always, still = _repeating(native, gradients, moved, abs(float(loss)), narrow)
+        always, still = _repeating(native, gradients, moved, abs(float(loss)), unit)
+        least = least or always
         open_ = [n for n, d in apart.items() if (np.abs(d) > always[n]).any()]
-        if not open_:
-            return {n: np.zeros(d.shape) for n, d in apart.items()}
-    far = max(_far(apart[n], reference[n], moved[n]) for n in open_)
-    seen = _Differences(apart, {n: d * d for n, d in apart.items()}, dict.fromkeys(apart, np.zeros(())))
+        if not open_ and not few:
+            return Rounding({n: np.zeros(d.shape) for n, d in apart.items()})
+    far = max(_far(apart[n], reference[n], moved[n]) for n in open_ or apart)
+    each = [(_flat(apart), np.zeros(len(entries[0])))] if few else []
+    seen = _Differences(apart, {n: d * d for n, d in apart.items()}, dict.fromkeys(apart, np.zeros(())), each)
     beyond: dict[str, Array] = {}
     tried = 0
     for until, clear in _LOOKS:
@@ -114,14 +137,21 @@ def beyond_rounding(
         tried = until
         if seen.points <= _LEAST:
             # nothing is known of the noise: then it is taken to be as large as what repeats itself
-            return {n: _soft(d, (1 + clear) * always[n] + still[n]) for n, d in apart.items()}
+            return Rounding({n: _soft(d, (1 + clear) * always[n] + still[n]) for n, d in apart.items()})
         mean = seen.mean()
         allowed = {n: always[n] + still[n] * (seen.moves[n] < _STILL * np.abs(m)) for n, m in mean.items()}
         beyond = {n: _soft(m, allowed[n] + clear * seen.noise(n)) for n, m in mean.items()}
         repeats = all((np.abs(m) <= allowed[n]).all() for n, m in mean.items())
-        if repeats or any(b.any() for b in beyond.values()):
+        if any(b.any() for b in beyond.values()):
+            return Rounding(beyond)
+        if repeats and not few:
             break
-    return beyond
+    if not few:
+        return Rounding(beyond)
+    each_apart, moves = zip(*seen.each, strict=True)
+    last_places = np.array(moves[1:]) / far
+    broken = related.broken(each_apart, last_places, *entries, repeating=_entries(apart, least), unit=unit)
+    return Rounding(beyond, tuple(apart) if broken else ())
 
 
 def _moved(
@@ -175,12 +205,10 @@ def _apart(one: Gradients, other: Gradients) -> dict[str, Array]:
 
 
 def _repeating(
-    native: NamedArrays, gradients: Gradients, moved: dict[str, Array], loss: float, narrow: float
+    native: NamedArrays, gradients: Gradients, moved: dict[str, Array], loss: float, unit: float
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """How much rounding may repeat itself, by entry: everywhere, and in addition where the points do not move it."""
     wide = {n: np.asarray(g, np.float64) for n, g in gradients.items() if g is not None and np.isfinite(g).all()}
-    unit = max((eps(g.dtype) for g in gradients.values() if g is not None), default=0.0)
-    unit = max(unit, narrow)
     lengths = plan.scales({n: native[n] for n in gradients})
     whole = float(np.sqrt(sum(np.square(g * lengths[n]).sum() for n, g in wide.items())))
     always, still = {}, {}
@@ -191,6 +219,22 @@ def _repeating(
         saturated = np.where(g < _SATURATED * by_loss, np.minimum(by_loss, _OFFSET * _rms(g)), 0.0)
         still[name] = _INTERMEDIATE * unit * whole / lengths[name] + saturated
     return always, still
+
+
+def _unit(gradients: Gradients, narrow: float) -> float:
+    """Machine epsilon of the coarsest gradient, or of the narrower format."""
+    return max(narrow, max((eps(g.dtype) for g in gradients.values() if g is not None), default=0.0))
+
+
+def _flat(tensors: Mapping[str, Array]) -> Array:
+    """All their entries, one tensor after the other."""
+    return np.concatenate([np.ravel(x) for x in tensors.values()]) if tensors else np.zeros(0)
+
+
+def _entries(like: Mapping[str, Array], of: Mapping[str, Array | float | None]) -> Array:
+    """The same for others of these tensors, where one number may stand for all, and None for zeros."""
+    found = {name: np.float64(0) if (x := of[name]) is None else np.asarray(x, np.float64) for name in like}
+    return _flat({name: np.broadcast_to(x, like[name].shape) for name, x in found.items()})
 
 
 def _soft(x: Array, allowed: Array) -> Array:

@@ -38,6 +38,7 @@ class Source:
         digits: the dtype in which it is handed over: wider than ``dtype`` where terms are summed in float64.
         reference: the gradient of the float64 twin, beside which the rounding of a float32 gradient shows.
         excess: what of the difference to it is more than rounding, by entry.
+        related: tensors one of which is off by more than rounding; of several it cannot be told which.
         jittered: where there is no twin, gradients at parameters moved by about a unit in the last place.
         narrow: machine epsilon of a narrower format that parts of the loss are meant to compute in; 0: of none.
     """
@@ -48,6 +49,7 @@ class Source:
     digits: str
     reference: Gradients | None = None
     excess: Gradients | None = None
+    related: tuple[str, ...] = ()
     jittered: tuple[Gradients, ...] = ()
     narrow: float = 0.0
 
@@ -91,7 +93,7 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
-        excess = beyond_rounding((model, twin), gradients, reference, loss, budget, seed, narrow=narrow)
+        rounding = beyond_rounding((model, twin), gradients, reference, loss, budget, seed, narrow=narrow)
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
@@ -103,7 +105,8 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
         dtype="float64",
         digits="float64",
         reference=reference,
-        excess=excess,
+        excess=rounding.excess,
+        related=rounding.related,
         narrow=narrow,
     )
 
