@@ -1,10 +1,9 @@
 """Float32 rounding that is amplified makes a relation between the entries of a gradient; an error breaks it.
 
 In a chaotic map all entries are off along the same few directions, those in which the map stretches, whatever is
-rounded. So each entry's difference to the float64 twin's
-gradient, at many points, is fitted by those of all others and a constant (least squares, Gauss 1809; the constant over
-its standard error is Student's t, 1908). The constant is what repeats and has no part in the relation: an error. Of
-which entry a broken relation does not say: each of them shows it.
+rounded. So each entry's difference to the float64 twin's gradient, at many points, is fitted by those of all others and
+a constant (least squares, Gauss 1809; the constant over its standard error is Student's t, 1908). The constant is what
+repeats and has no part in the relation: an error. Of which entry a broken relation does not say: each of them shows it.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import numpy as np
 
 from gradaudit.arrays import Array
 
-__all__ = ["FEW", "amplified", "broken"]
+__all__ = ["amplified", "broken"]
 
 #: Seventeen points tell of so many entries: nine degrees of freedom are left.
-FEW = 8
+_FEW = 8
 _LEAST_DEGREES = 9
 #: Entries of less than this share of the gradient are left out; differences below this share of an entry are no
 #: amplified rounding.
@@ -38,7 +37,7 @@ def amplified(apart: Array, gradient: Array, lengths: Array) -> bool:
         gradient: the twin's, (n,).
         lengths: the typical size of a step in each entry, (n,).
     """
-    if len(gradient) > FEW:
+    if len(gradient) > _FEW:
         return False
     return bool((np.abs(apart) > _AMPLIFIED * np.abs(gradient))[_counting(gradient, lengths)].any())
 
@@ -64,7 +63,7 @@ def broken(
     """
     points = np.array(apart)
     degrees = len(points) - len(gradient)
-    if len(gradient) > FEW or degrees < _LEAST_DEGREES:
+    if len(gradient) > _FEW or degrees < _LEAST_DEGREES:
         return False
     for k in _counting(gradient, lengths):
         others = np.delete(points, k, axis=1)
