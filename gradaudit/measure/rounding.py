@@ -41,6 +41,8 @@ _LEAST = 4
 #: offset excuses no more than this share of a tensor.
 _STILL = 4.0
 _INTERMEDIATE, _SATURATED, _OFFSET = 2.0, 16.0, 0.005
+#: So many losses elsewhere tell how far it ranges; asked where an entry is this share of the loss or the gradient.
+_ELSEWHERE, _VANISHING = 4, 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +145,7 @@ def beyond_rounding(
         beyond = {n: _soft(m, allowed[n] + clear * seen.noise(n)) for n, m in mean.items()}
         repeats = all((np.abs(m) <= allowed[n]).all() for n, m in mean.items())
         if any(b.any() for b in beyond.values()):
-            return Rounding(beyond)
+            return Rounding(_but_vanished(beyond, gradients, loss, twin, native, budget, seed, unit))
         if repeats and not few:
             break
     if not few:
@@ -152,6 +154,39 @@ def beyond_rounding(
     last_places = np.array(moves[1:]) / far
     broken = related.broken(each_apart, last_places, *entries, repeating=_entries(apart, least), unit=unit)
     return Rounding(beyond, tuple(apart) if broken else ())
+
+
+def _but_vanished(
+    beyond: dict[str, Array],
+    gradients: Gradients,
+    loss: Scalar,
+    twin: Model,
+    native: NamedArrays,
+    budget: Budget,
+    seed: int,
+    unit: float,
+) -> dict[str, Array]:
+    """The same, less what rounding leaves of an entry that has vanished beside the range of the loss.
+
+    1 - tanh(a)^2, far out, is off by eps of 1, the same at all points nearby. An offset of the loss does not count: how
+    far it ranges is told by losses at other parameters of that size.
+    """
+    lengths = plan.scales({n: native[n] for n in beyond})
+    size = {n: np.abs(np.zeros(()) if (g := gradients[n]) is None else np.asarray(g, np.float64)) for n in beyond}
+    whole = np.sqrt(sum(np.square(size[n] * lengths[n]).sum() for n in beyond))
+    faint = _VANISHING * max(abs(float(loss)), float(whole))
+    if not any((size[n] * lengths[n] < faint)[b != 0].any() for n, b in beyond.items() if size[n].shape == b.shape):
+        return beyond
+    budget.take(_ELSEWHERE, "twin")
+    seen = [float(loss)]
+    for j in range(_ELSEWHERE):
+        rng = np.random.default_rng([seed, 5, j])
+        with suppress(Exception):
+            point = {n: (p * rng.uniform(-1, 1, p.shape)).astype(p.dtype) for n, p in twin.parameters().items()}
+            seen.append(float(twin.loss(point)))
+    ranges = float(np.ptp([x for x in seen if np.isfinite(x)]))
+    rounded = {n: np.asarray(_INTERMEDIATE * unit * ranges / lengths[n]) for n in beyond}
+    return {n: np.where(size[n] < _SATURATED * rounded[n], _soft(b, rounded[n]), b) for n, b in beyond.items()}
 
 
 def _moved(

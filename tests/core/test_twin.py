@@ -7,6 +7,7 @@ import pytest
 
 import gradaudit
 from gradaudit import Verdict
+from gradaudit.backends.numpy import NumpyModel
 
 
 class Mapped:
@@ -184,6 +185,46 @@ class Saturated:
 def test_a_saturated_layer_is_no_error_and_its_sign_is(seed):
     assert gradaudit.audit(Saturated(seed), seed=seed).verdict is Verdict.AGREE
     assert gradaudit.audit(Saturated(seed, sign=-1), seed=seed)["w"].verdict is Verdict.DISAGREE
+
+
+def vanished(*, offset=0.0, scale=1.0, factor=1.0):
+    """One tanh so far out that float32 leaves three eps of its derivative, a tenth of it off; all there is."""
+    x = np.array(8.0, "float32")
+
+    def gradient(p):
+        one = p["x"].dtype.type(1)
+        single = p["x"].dtype == np.float32
+        g = scale * (one - np.tanh(p["x"]) ** 2)
+        return {"x": np.asarray(g * (factor if single else 1), p["x"].dtype)}
+
+    return NumpyModel(
+        lambda p: p["x"].dtype.type(scale) * np.tanh(p["x"]) + p["x"].dtype.type(offset),
+        {"x": x},
+        gradient=gradient,
+        any_dtype=True,
+    )
+
+
+def test_what_is_left_of_a_vanished_gradient_is_rounding():
+    model = vanished()
+    native, exact = (m.value_and_grad(m.parameters())[1]["x"] for m in (model, model.twin()))
+    assert abs(native / exact - 1) > 0.05
+    for seed in range(5):
+        assert gradaudit.audit(model, seed=seed).verdict is not Verdict.DISAGREE
+    assert gradaudit.audit(vanished(factor=-1.0)).verdict is Verdict.DISAGREE
+
+
+def test_an_offset_of_the_loss_excuses_no_error():
+    x = np.float32([0.3, -0.7, 1.1, 0.2])
+
+    def model(factor):
+        def gradient(p):
+            return {"x": (1e-6 * np.cos(p["x"]) * (factor if p["x"].dtype == np.float32 else 1)).astype(p["x"].dtype)}
+
+        return NumpyModel(lambda p: 3 + 1e-6 * np.sin(p["x"]).sum(), {"x": x}, gradient=gradient, any_dtype=True)
+
+    assert gradaudit.audit(model(1.0)).verdict is Verdict.AGREE
+    assert gradaudit.audit(model(1.1)).verdict is Verdict.DISAGREE
 
 
 class PartlySingle:
