@@ -12,10 +12,12 @@ gradient is cleared). Then the same of those with an error of 1e-3 in one of the
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 import numpy as np
 import torch
 
+import gradaudit
 from gradaudit.backends.torch.model import TorchModel
 from gradaudit.measure.baseline import gradient_of
 from gradaudit.measure.sources import choose
@@ -112,6 +114,12 @@ def main() -> None:
             print(f"{name + words:20} {len(right):4} seeds, {looked:4} looked at; condemned by the relation, ", end="")
             print(f"an entry alone: {sum(r for r, *_ in right)}, {sum(e for _, e, _ in right)}; ", end="")
             print(f"off by {ERROR:g}: {sum(r for r, *_ in wrong)}, {sum(e for _, e, _ in wrong)}", flush=True)
+    verdicts = Counter()
+    for seed in range(chosen.first, chosen.first + chosen.seeds):
+        x = np.random.default_rng(seed).standard_normal(6).astype("float32")
+        model = TorchModel(lambda p: recurrent(p["x"], 1.0), {"x": x}, n_threads=1)
+        verdicts[str(gradaudit.audit(model, seed=seed).verdict)] += 1
+    print(f"audits of the recurrent nets: {dict(verdicts)}")
 
 
 if __name__ == "__main__":

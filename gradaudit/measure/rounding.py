@@ -41,8 +41,8 @@ _LEAST = 4
 #: offset excuses no more than this share of a tensor.
 _STILL = 4.0
 _INTERMEDIATE, _SATURATED, _OFFSET = 2.0, 16.0, 0.005
-#: So many losses elsewhere tell how far it ranges; asked where an entry is this share of the loss or the gradient.
-_ELSEWHERE, _VANISHING = 4, 1e-4
+#: So many losses elsewhere tell how far it ranges.
+_ELSEWHERE = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,10 +173,6 @@ def _but_vanished(
     """
     lengths = plan.scales({n: native[n] for n in beyond})
     size = {n: np.abs(np.zeros(()) if (g := gradients[n]) is None else np.asarray(g, np.float64)) for n in beyond}
-    whole = np.sqrt(sum(np.square(size[n] * lengths[n]).sum() for n in beyond))
-    faint = _VANISHING * max(abs(float(loss)), float(whole))
-    if not any((size[n] * lengths[n] < faint)[b != 0].any() for n, b in beyond.items() if size[n].shape == b.shape):
-        return beyond
     budget.take(_ELSEWHERE, "twin")
     seen = [float(loss)]
     for j in range(_ELSEWHERE):

@@ -187,31 +187,33 @@ def test_a_saturated_layer_is_no_error_and_its_sign_is(seed):
     assert gradaudit.audit(Saturated(seed, sign=-1), seed=seed)["w"].verdict is Verdict.DISAGREE
 
 
-def vanished(*, offset=0.0, scale=1.0, factor=1.0):
-    """One tanh so far out that float32 leaves three eps of its derivative, a tenth of it off; all there is."""
-    x = np.array(8.0, "float32")
+def settled(seed, sign=1.0):
+    """H <- tanh(W h), forty steps: it settles so far out that float32 leaves a few eps of most derivatives."""
+    rng = np.random.default_rng(seed)
+    start = {"w": (3 * rng.standard_normal((2, 2))).astype("float32"), "h": rng.standard_normal(2).astype("float32")}
+
+    def path(p):
+        seen = [p["h"]]
+        for _ in range(40):
+            seen.append(np.tanh(p["w"] @ seen[-1]))
+        return seen
 
     def gradient(p):
-        one = p["x"].dtype.type(1)
-        single = p["x"].dtype == np.float32
-        g = scale * (one - np.tanh(p["x"]) ** 2)
-        return {"x": np.asarray(g * (factor if single else 1), p["x"].dtype)}
+        seen, dw, dh = path(p), np.zeros_like(p["w"]), np.ones_like(p["h"])
+        for before, after in zip(seen[-2::-1], seen[:0:-1], strict=True):
+            inner = dh * (1 - after * after)
+            dw, dh = dw + np.outer(inner, before), p["w"].T @ inner
+        factor = p["h"].dtype.type(sign if p["h"].dtype == np.float32 else 1)
+        return {"w": factor * dw, "h": factor * dh}
 
-    return NumpyModel(
-        lambda p: p["x"].dtype.type(scale) * np.tanh(p["x"]) + p["x"].dtype.type(offset),
-        {"x": x},
-        gradient=gradient,
-        any_dtype=True,
-    )
+    return NumpyModel(lambda p: path(p)[-1].sum(), start, gradient=gradient, any_dtype=True)
 
 
-def test_what_is_left_of_a_vanished_gradient_is_rounding():
-    model = vanished()
-    native, exact = (m.value_and_grad(m.parameters())[1]["x"] for m in (model, model.twin()))
-    assert abs(native / exact - 1) > 0.05
-    for seed in range(5):
-        assert gradaudit.audit(model, seed=seed).verdict is not Verdict.DISAGREE
-    assert gradaudit.audit(vanished(factor=-1.0)).verdict is Verdict.DISAGREE
+@pytest.mark.parametrize("seed", [77, 92, 136, 188, 225, 241, 245, 346, 362, 430])
+def test_what_rounding_leaves_of_a_vanished_gradient_is_no_error(seed):
+    """Those of the seeds below 500 at which an entry is off by more than its own size explains."""
+    assert gradaudit.audit(settled(seed), seed=seed).verdict is not Verdict.DISAGREE
+    assert gradaudit.audit(settled(seed, sign=-1.0), seed=seed).verdict is Verdict.DISAGREE
 
 
 def test_an_offset_of_the_loss_excuses_no_error():
