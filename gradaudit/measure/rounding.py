@@ -41,8 +41,9 @@ _LEAST = 4
 #: offset excuses no more than this share of a tensor.
 _STILL = 4.0
 _INTERMEDIATE, _SATURATED, _OFFSET = 2.0, 16.0, 0.005
-#: So many losses elsewhere tell how far it ranges.
-_ELSEWHERE = 4
+#: Of a vanished gradient rounding leaves so many eps of one that has not; so many losses tell how large that is.
+#: A tensor of less than so many times that is rounding.
+_LEFT, _ELSEWHERE, _NOTHING = 4.0, 8, 64.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,7 +146,7 @@ def beyond_rounding(
         beyond = {n: _soft(m, allowed[n] + clear * seen.noise(n)) for n, m in mean.items()}
         repeats = all((np.abs(m) <= allowed[n]).all() for n, m in mean.items())
         if any(b.any() for b in beyond.values()):
-            return Rounding(_but_vanished(beyond, gradients, loss, twin, native, budget, seed, unit))
+            return Rounding(_but_vanished(beyond, reference, loss, twin, native, budget, seed, unit))
         if repeats and not few:
             break
     if not few:
@@ -158,7 +159,7 @@ def beyond_rounding(
 
 def _but_vanished(
     beyond: dict[str, Array],
-    gradients: Gradients,
+    reference: Gradients,
     loss: Scalar,
     twin: Model,
     native: NamedArrays,
@@ -166,23 +167,27 @@ def _but_vanished(
     seed: int,
     unit: float,
 ) -> dict[str, Array]:
-    """The same, less what rounding leaves of an entry that has vanished beside the range of the loss.
+    """The same, less what rounding leaves of a gradient that has vanished.
 
-    1 - tanh(a)^2, far out, is off by eps of 1, the same at all points nearby. An offset of the loss does not count: how
-    far it ranges is told by losses at other parameters of that size.
+    1 - tanh(a)^2, far out, is off by eps of 1, the same at all points nearby. What the gradient would be if it had not
+    vanished is told by how far the loss ranges, over parameters of that size; an offset of the loss does not count.
     """
-    lengths = plan.scales({n: native[n] for n in beyond})
-    size = {n: np.abs(np.zeros(()) if (g := gradients[n]) is None else np.asarray(g, np.float64)) for n in beyond}
     budget.take(_ELSEWHERE, "twin")
     seen = [float(loss)]
     for j in range(_ELSEWHERE):
         rng = np.random.default_rng([seed, 5, j])
+        point = {n: (p * rng.uniform(-1, 1, p.shape)).astype(p.dtype) for n, p in native.items()}
         with suppress(Exception):
-            point = {n: (p * rng.uniform(-1, 1, p.shape)).astype(p.dtype) for n, p in twin.parameters().items()}
-            seen.append(float(twin.loss(point)))
+            seen.append(float(twin.loss(_wide(point, twin))))
+    exact = {n: np.asarray(0.0 if reference[n] is None else reference[n], np.float64) for n in beyond}
     ranges = float(np.ptp([x for x in seen if np.isfinite(x)]))
-    rounded = {n: np.asarray(_INTERMEDIATE * unit * ranges / lengths[n]) for n in beyond}
-    return {n: np.where(size[n] < _SATURATED * rounded[n], _soft(b, rounded[n]), b) for n, b in beyond.items()}
+    left, lengths = unit * ranges, plan.scales({n: native[n] for n in beyond})
+    return {
+        n: np.zeros(b.shape)
+        if np.linalg.norm(exact[n] * lengths[n]) < _NOTHING * left
+        else _soft(b, np.asarray(_LEFT * left / lengths[n]))
+        for n, b in beyond.items()
+    }
 
 
 def _moved(
