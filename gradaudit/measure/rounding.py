@@ -17,6 +17,7 @@ import numpy as np
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, eps
 from gradaudit.measure import plan, related
 from gradaudit.measure.baseline import gradient_at
+from gradaudit.measure.vanished import but_vanished
 from gradaudit.numeric.budget import Budget
 from gradaudit.protocols import Model
 
@@ -41,9 +42,6 @@ _LEAST = 4
 #: offset excuses no more than this share of a tensor.
 _STILL = 4.0
 _INTERMEDIATE, _SATURATED, _OFFSET = 2.0, 16.0, 0.005
-#: Of a vanished gradient rounding leaves so many eps of one that has not; so many losses tell how large that is.
-#: A tensor of less than so many times that is rounding.
-_LEFT, _ELSEWHERE, _NOTHING = 4.0, 8, 64.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +144,9 @@ def beyond_rounding(
         beyond = {n: _soft(m, allowed[n] + clear * seen.noise(n)) for n, m in mean.items()}
         repeats = all((np.abs(m) <= allowed[n]).all() for n, m in mean.items())
         if any(b.any() for b in beyond.values()):
-            return Rounding(_but_vanished(beyond, reference, loss, twin, native, budget, seed, unit))
+            return Rounding(
+                but_vanished(beyond, (gradients, reference), loss, twin, native, budget, seed=seed, unit=unit)
+            )
         if repeats and not few:
             break
     if not few:
@@ -155,39 +155,6 @@ def beyond_rounding(
     last_places = np.array(moves[1:]) / far
     broken = related.broken(each_apart, last_places, *entries, repeating=_entries(apart, least), unit=unit)
     return Rounding(beyond, tuple(apart) if broken else ())
-
-
-def _but_vanished(
-    beyond: dict[str, Array],
-    reference: Gradients,
-    loss: Scalar,
-    twin: Model,
-    native: NamedArrays,
-    budget: Budget,
-    seed: int,
-    unit: float,
-) -> dict[str, Array]:
-    """The same, less what rounding leaves of a gradient that has vanished.
-
-    1 - tanh(a)^2, far out, is off by eps of 1, the same at all points nearby. What the gradient would be if it had not
-    vanished is told by how far the loss ranges, over parameters of that size; an offset of the loss does not count.
-    """
-    budget.take(_ELSEWHERE, "twin")
-    seen = [float(loss)]
-    for j in range(_ELSEWHERE):
-        rng = np.random.default_rng([seed, 5, j])
-        point = {n: (p * rng.uniform(-1, 1, p.shape)).astype(p.dtype) for n, p in native.items()}
-        with suppress(Exception):
-            seen.append(float(twin.loss(_wide(point, twin))))
-    exact = {n: np.asarray(0.0 if reference[n] is None else reference[n], np.float64) for n in beyond}
-    ranges = float(np.ptp([x for x in seen if np.isfinite(x)]))
-    left, lengths = unit * ranges, plan.scales({n: native[n] for n in beyond})
-    return {
-        n: np.zeros(b.shape)
-        if np.linalg.norm(exact[n] * lengths[n]) < _NOTHING * left
-        else _soft(b, np.asarray(_LEFT * left / lengths[n]))
-        for n, b in beyond.items()
-    }
 
 
 def _moved(
