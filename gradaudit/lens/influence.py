@@ -20,6 +20,8 @@ __all__ = ["Found", "by_influence", "last_wrong"]
 
 #: A gap is an error beyond so many errors of the differences, and the rounding of the analytic side.
 _ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-8, 100.0
+#: A gap as large as that can be told from rounding by what the gradient depends on, where a smaller one cannot.
+_PLAIN = 1e-6
 #: What is missing would have changed a bit of the gradient: it is so many eps of it.
 _SURELY_SEEN = 1e3
 #: An error of the differences beyond this share of the gradient says nothing.
@@ -54,6 +56,8 @@ class _Row(NamedTuple):
 
 
 _NO_ROWS = np.zeros((0, 3), np.int64)
+_BENT = "the loss bends too strongly for numeric derivatives"
+_NOT_AT_THE_END = "with a loss at the last step only, what is cut has no gradient at all"
 
 
 def by_influence(probe: Probe, losses: Rows | None = None) -> Found:
@@ -82,10 +86,13 @@ def by_influence(probe: Probe, losses: Rows | None = None) -> Found:
     covered = probe.n_steps - wrong
     if not covered:
         return Found("none", _NO_ROWS, 0, "the gradient of the last step is wrong, which no truncation changes")
-    return seen.identify(wrong)
+    found = seen.identify(wrong)
+    if found.status == "unclear" and (plain := last_wrong(probe, _PLAIN)[0]) not in (None, wrong):
+        return seen.identify(plain)
+    return found
 
 
-def last_wrong(probe: Probe) -> tuple[int | None, bool]:
+def last_wrong(probe: Probe, least: float = _ROUNDING) -> tuple[int | None, bool]:
     """The last step whose gradient is not the derivative of the loss, and whether the numbers could say.
 
     Blocks of 1, 2, 4, ... steps from the end are moved together, each along random signs; the first that is wrong is
@@ -94,25 +101,25 @@ def last_wrong(probe: Probe) -> tuple[int | None, bool]:
     end, size, resolved = probe.n_steps, 1, True
     while end > 0:
         start = max(0, end - size)
-        verdict = _wrong(probe, start, end)
+        verdict = _wrong(probe, start, end, least)
         resolved = resolved and verdict is not None
         if verdict:
             while end - start > 1:
                 middle = (start + end) // 2
-                start, end = (middle, end) if _wrong(probe, middle, end) else (start, middle)
+                start, end = (middle, end) if _wrong(probe, middle, end, least) else (start, middle)
             return end, resolved
         end, size = start, 2 * size
     return None, resolved
 
 
-def _wrong(probe: Probe, start: int, end: int) -> bool | None:
-    """Whether the gradient of the steps start + 1 to end is wrong; None: the numbers cannot say."""
+def _wrong(probe: Probe, start: int, end: int, least: float = _ROUNDING) -> bool | None:
+    """Whether the gradient of the steps start + 1 to end is wrong by more than ``least``; None: that cannot be said."""
     analytic, norm = probe.analytic(start + 1, end)
     numeric = probe.slope(start + 1, end)
     gap, error = abs(analytic - numeric.value), _ERRORS * numeric.error
     if not np.isfinite(gap + error):
         return None
-    if gap > error + max(_ROUNDING, _ROUNDINGS * probe.eps) * norm:
+    if gap > error + max(least, _ROUNDINGS * probe.eps) * norm:
         return True
     scale = max(float(np.abs(probe.gradient()).max()) * probe.size, norm)
     return False if error <= _RESOLVED * scale else None
@@ -152,7 +159,7 @@ class _Influence:
         # a use that is kept for no loss is behind a tail, or before the first loss that it could be kept for
         if end is None or (end == 0 and alive[:wrong].any() and self._next(wrong) == wrong):
             if not self.is_wrong(wrong):
-                return Found("unclear", _NO_ROWS, 0, "the loss bends too strongly for numeric derivatives")
+                return Found("unclear", _NO_ROWS, 0, _BENT)
             return Found("none", _NO_ROWS, 0, "what is missing is not an interval of losses")
         if end and not self.is_cut(wrong, end + 1):
             return Found("unclear", _NO_ROWS, n_steps - wrong, "what is missing is too small to tell from rounding")
@@ -167,10 +174,14 @@ class _Influence:
         alive = np.any(self.probe.gradient() != 0, axis=1)
         if not row.exact:
             return Found("unclear", _NO_ROWS, n_steps - wrong, "what is missing is too small to tell from rounding")
+        if row.first <= wrong:
+            # what the search concluded from blocks, at the step itself
+            if not self.is_wrong(wrong):
+                return Found("unclear", _NO_ROWS, 0, _BENT)
+            return Found("none", _NO_ROWS, 0, _NOT_AT_THE_END)
         # ``wrong`` can lie further back than the cut: next to it the gradient may be too small to be seen missing
-        covered_wrong = row.first <= wrong and self.is_wrong(wrong)
-        if row.first == 1 or covered_wrong or alive[: row.first - 1].any():
-            return Found("none", _NO_ROWS, 0, "with a loss at the last step only, what is cut has no gradient at all")
+        if alive[: row.first - 1].any():
+            return Found("none", _NO_ROWS, 0, _NOT_AT_THE_END)
         covered = n_steps - row.first + 1
         return Found("truncated", of_last_loss(covered, n_steps), covered)
 

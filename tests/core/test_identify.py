@@ -147,6 +147,15 @@ def test_next_to_a_cut_the_gradient_may_be_too_small_to_be_seen_missing(monkeypa
     assert (found.status, found.covered, net.truncation) == ("truncated", 56, tail(56))
 
 
+def test_blocks_that_bend_condemn_nothing(monkeypatch):
+    """An untruncated net, of which a block of sixteen steps is off by more than its errors; no single step is."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    script = importlib.import_module("identify")
+    net, x = script.random_net(np.random.default_rng([8, 466]), "none")
+    found = script.by_rule("I", net, x, 466)
+    assert (found.status, net.truncation) == ("cannot tell", none())
+
+
 def test_a_truncation_without_effect_is_none():
     model, step_losses = network(window(9), recurrent=1e-3)
     found = gradaudit.identify_truncation(model, step_losses=step_losses)
