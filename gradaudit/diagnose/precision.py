@@ -128,10 +128,8 @@ def single_only(evidence: Evidence) -> Finding | None:
     by = ", ".join(f"{name} is off by {number(off[name])}" for name in names)
     more = "" if wrong else " At points nearby it is off by another amount: noise, as of a narrower format."
     if related:
-        more = (
-            f" A part of it stays the same at points nearby: an error, in one of {', '.join(related)}. Which of them "
-        )
-        more += "cannot be told, for rounding moves them together."
+        more = f" A part of it stays the same at points nearby: an error, in one of {', '.join(related)}."
+        more += " Which of them cannot be told, for rounding moves them together."
     return Finding(
         code="GA703",
         title=f"{'wrong' if wrong or related else 'noisy'} in {dtype} only",
