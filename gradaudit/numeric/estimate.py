@@ -35,6 +35,8 @@ _TOP = float("inf")
 _NARROW = 1e-5
 #: A number format as narrow as that moves the loss by no more than this share of it.
 _DIGITS = 1e-5
+#: What stands still may be an intermediate result of the size of 1, or of the loss, as 1 + erf(x): its noise in eps.
+_INTERMEDIATE = 0.5
 #: A kink tilts the slope read from steps that do not see it by less than twice its size, measured.
 _TILT = 2.0
 #: A hint of a kink below its own bound widens the bound already.
@@ -232,8 +234,8 @@ def _shaped(found: DerivativeEstimate, looked: View, eps: float) -> DerivativeEs
 
 def _on_a_plateau(found: DerivativeEstimate, looked: View, flat: Plateau, eps: float) -> DerivativeEstimate:
     if flat.first > _NARROW or flat.rise > _DIGITS * max(1.0, abs(looked.base)):
-        bound = 6 * looked.sigma / looked.scale / flat.width
-        return replace(found, value=0.0, bound=bound, status="plateau", still=True)
+        sigma = max(found.sigma, _INTERMEDIATE * eps * max(1.0, abs(looked.base)))
+        return replace(found, value=0.0, bound=6 * sigma / flat.width, sigma=sigma, status="plateau", still=True)
     moving = (np.abs(looked.ts) >= flat.first) & (looked.ts != 0)
     sigma = flat.rise / 2
     coarse = levels(looked.ts[moving], looked.raw[moving], looked.base, sigma, eps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,38 @@ def test_a_point_without_neighbours_has_no_estimate():
     assert found.status == "left the domain"
     assert np.isnan(found.value)
     assert np.isinf(found.bound)
+
+
+def far_out(x):
+    """A gelu, computed as 1 + erf, of one number; its derivative from digits that 1 + erf does not have."""
+    erf = np.vectorize(math.erf)
+    slope = 0.5 * math.erfc(-x / math.sqrt(2)) + x * math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return of(lambda p: (0.5 * p["x"] * (1 + erf(p["x"] / math.sqrt(2)))).sum(), lambda p: {"x": slope}, x=[x]), slope
+
+
+@pytest.mark.parametrize("x", [-10.0, -10.2, -10.4])
+def test_what_rounding_makes_a_plateau_of_lies_within_the_bound(x):
+    """At all steps but the longest the loss is 0 in every digit, as that of a rounding on purpose."""
+    model, slope = far_out(x)
+    sampler = Sampler(model, Budget(1000), gradients={"x": None}, batch_bytes=1, dtype="float64")
+    first, second = (random_direction("x", {"x": abs(x)}, seed) for seed in (3, 1))
+    (found,) = estimate(sampler, [first], "test")
+    assert found.status == "plateau"
+    assert found.value == 0 < abs(slope * first.block("x", (1,))[0]) <= found.bound <= 1e-13
+    known = Known(sigma=found.sigma, base=found.base, step=found.step)
+    (found,) = follow_up(sampler, [second], known, "test")
+    assert abs(found.value - slope * second.block("x", (1,))[0]) <= found.bound <= 1e-13
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-11])
+def test_a_gradient_through_a_rounding_is_wrong_however_small(size):
+    x = np.random.default_rng(0).standard_normal(20)
+    through, none = (
+        of(lambda p: size * np.round(p["x"]).sum(), lambda p, g=g: {"x": g}, x=x)
+        for g in (np.full(20, size), np.zeros(20))
+    )
+    assert gradaudit.audit(through).verdict is Verdict.DISAGREE
+    assert gradaudit.audit(none).verdict is Verdict.AGREE
 
 
 class Batched:
