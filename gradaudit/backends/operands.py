@@ -51,8 +51,9 @@ def named(function: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, Any]
 def cotangent(output: Array, i: int, seed: int) -> Array:
     """What the i-th output is multiplied with before all is added up: the same on every backend.
 
-    Every entry counts: U(0.5, 1.5) with a random sign, over the output's rms, so that no output drowns another. For a
-    complex output both parts are drawn.
+    Every entry counts: U(0.5, 1.5) with a random sign, over the output's rms, so that no output drowns another; what
+    has lost digits at the small end of its format is not enlarged, which might not be finite. For a complex output
+    both parts are drawn.
 
     Args:
         output: at the base point, real or complex.
@@ -65,7 +66,8 @@ def cotangent(output: Array, i: int, seed: int) -> Array:
     finite = np.abs(output[np.isfinite(output)].astype(np.complex128))
     size = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
     weight = drawn[0] if parts == 1 else drawn[0] + 1j * drawn[1]
-    return np.asarray(weight / size if size > 0 else weight)
+    digits = np.float64 if output.dtype in (np.float64, np.complex128) else np.float32
+    return np.asarray(weight / size if size >= np.finfo(digits).tiny else weight)
 
 
 def of_output(i: int) -> str:

@@ -313,4 +313,4 @@ def least_squares_ratio(comparisons: list[Comparison]) -> float:
     square = sum((c.numeric / c.scale) ** 2 for c in usable)
     if square == 0:
         return float("nan")
-    return float(sum(c.analytic * c.numeric / c.scale**2 for c in usable) / square)
+    return float(sum((c.analytic / c.scale) * (c.numeric / c.scale) for c in usable) / square)

@@ -15,7 +15,7 @@ from gradaudit.numeric.fit import Levels, candidates, choose, levels, slopes
 from gradaudit.numeric.ladder import Ladder
 from gradaudit.numeric.line import ENOUGH, Known, Line, View, view
 from gradaudit.numeric.sampler import Sampler
-from gradaudit.numeric.shape import Plateau, jump, kink, plateau
+from gradaudit.numeric.shape import Plateau, from_afar, jump, kink, plateau
 
 __all__ = ["DerivativeEstimate", "Known", "estimate", "follow_up"]
 
@@ -221,6 +221,8 @@ def _shaped(found: DerivativeEstimate, looked: View, eps: float) -> DerivativeEs
         return _on_a_plateau(found, looked, flat, eps)
     if len(looked.seen.steps) < ENOUGH:
         return found
+    if found.step < _NARROW and (off := from_afar(looked.seen, found.value * looked.scale, found.step)):
+        return replace(found, bound=found.bound + off / looked.scale)
     if jump(looked.seen, eps):
         return replace(found, status="jump")
     bend = kink(looked.seen, looked.close, eps)

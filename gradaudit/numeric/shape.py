@@ -9,7 +9,7 @@ import numpy as np
 from gradaudit.arrays import Array
 from gradaudit.numeric.fit import Levels, Series, candidates, choose
 
-__all__ = ["Kink", "Plateau", "jump", "kink", "plateau"]
+__all__ = ["Kink", "Plateau", "from_afar", "jump", "kink", "plateau"]
 
 #: A coefficient counts when it exceeds its bound twice; a jump also thirty noise levels (curvature is no jump).
 _SIGNIFICANT = 2.0
@@ -21,6 +21,8 @@ _DECADES = 100.0
 #: Values that stand still although the slope seen above would move them by this many noise levels.
 _STILL = 8.0
 _STILL_LEVELS = 3
+#: The slope from afar: three neighbouring levels over two decades, the same within a share of it and of what it is off.
+_AFAR_LEVELS, _AFAR_SAME = 3, 0.2
 _TOP = float("inf")
 
 
@@ -126,3 +128,29 @@ def plateau(steps: Array, values: Array, sigma: float) -> Plateau | None:
     if slope * width <= _STILL * sigma:
         return None
     return Plateau(width, first, float(moves[top][moves[top] > 0].min()))
+
+
+def from_afar(seen: Levels, slope: float, step: float) -> float:
+    """How far the slope from afar may be from that of the shortest steps, where it is as clear; else 0.
+
+    The loss is a staircase there with treads that are not level: an intermediate result that stands still, as the
+    1 + erf(x) of a gelu far out, times something that moves. Kinks that near would show in the even part from afar.
+
+    Args:
+        seen: the ladder.
+        slope: of the shortest steps.
+        step: the longest of these.
+    """
+    far = seen.steps > step
+    steps = seen.steps[far]
+    odd, even, noise = ((part[far] / steps) for part in (seen.odd, seen.even, seen.spread))
+    for first in range(len(steps) - _AFAR_LEVELS, -1, -1):
+        here = slice(first, first + _AFAR_LEVELS)
+        if steps[here][0] < _DECADES * steps[here][-1]:
+            continue
+        middle = float(np.median(odd[here]))
+        off = np.abs(odd[here] - middle) + np.abs(even[here]) + noise[here]
+        # of a loss that swings within these steps nothing remains from afar, again and again another nothing
+        if off.max() <= _AFAR_SAME * min(abs(middle - slope), abs(middle)):
+            return float(np.abs(odd[here] - slope).max() + off.max())
+    return 0.0

@@ -61,6 +61,13 @@ class TestOperators:
         source = "a float64 twin" if dtype == "float32" else "the float64 loss itself"
         assert {part.source for part in report.parts} == {source}
 
+    def test_derivatives_at_the_small_end_of_the_format(self, name):
+        """What is drawn for the second order is over their size; one over that would be infinite in float32."""
+        own = programs.words(name)
+        x = np.full(3, -3.2e7)
+        report = audit_operator(lambda x: own.tanh(x * 1e-7) * 1e-42, given(name, x), modes=["reverse", "second"])
+        assert report.verdict is not Verdict.DISAGREE
+
     def test_the_cost_is_exact(self, name):
         own = programs.words(name)
         report = audit_operator(lambda x, w: own.sin(x) * w, given(name, X), given(name, X[0]), modes=["reverse"])

@@ -145,6 +145,41 @@ def test_what_rounding_makes_a_plateau_of_lies_within_the_bound(x):
     assert abs(found.value - slope * second.block("x", (1,))[0]) <= found.bound <= 1e-13
 
 
+@pytest.mark.parametrize("x", [-5.9, -6.2, -6.5, -7.0])
+def test_a_staircase_whose_treads_rise_is_seen_from_afar(x):
+    """Near the base point 1 + erf stands still, in every digit, and the loss is a straight line of another slope."""
+
+    def audited(factor):
+        model, slope = far_out(x)
+        return gradaudit.audit(of(model.loss, lambda p: {"x": np.array([factor * slope])}, x=[x]))
+
+    model, slope = far_out(x)
+    sampler = Sampler(model, Budget(1000), gradients={"x": None}, batch_bytes=1, dtype="float64")
+    direction = random_direction("x", {"x": abs(x)}, 0)
+    (found,) = estimate(sampler, [direction], "test")
+    assert abs(found.value - slope * direction.block("x", (1,))[0]) <= found.bound
+    assert audited(1.0).verdict is not Verdict.DISAGREE
+    assert audited(10.0).verdict is Verdict.DISAGREE
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+@pytest.mark.parametrize("width", [1e-7, 1e-9])
+def test_a_kink_nearby_is_no_such_staircase(side, width):
+    """The slope is that of the piece one stands on, and the other one is wrong."""
+
+    def audited(factor):
+        return gradaudit.audit(
+            of(
+                lambda p: (2 * p["x"] + np.maximum(side * (p["x"] - 1 + side * width), 0)).sum(),
+                lambda p: {"x": np.full(1, factor)},
+                x=[1.0],
+            )
+        )
+
+    assert audited(2.0 + side).verdict is Verdict.AGREE
+    assert audited(2.0).verdict is Verdict.DISAGREE
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e-11])
 def test_a_gradient_through_a_rounding_is_wrong_however_small(size):
     x = np.random.default_rng(0).standard_normal(20)
