@@ -142,6 +142,8 @@ def from_afar(seen: Levels, slope: float, step: float) -> float:
         step: the longest of these.
     """
     far = seen.steps > step
+    if np.any(np.abs(seen.even[~far]) > _SEEN * seen.spread[~far]):
+        return 0.0  # it bends: that is no tread but a ripple
     steps = seen.steps[far]
     odd, even, noise = ((part[far] / steps) for part in (seen.odd, seen.even, seen.spread))
     for first in range(len(steps) - _AFAR_LEVELS, -1, -1):
