@@ -128,7 +128,7 @@ def detectable(resolutions: Sequence[float]) -> float:
         return 0.0
     low, high = min(finite), min(finite) * _BLIND
     for _ in range(_HALVINGS):
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low) * math.sqrt(high)  # their product may be too small for a number
         missed = math.prod(2 * NormalDist().cdf(r / middle) - 1 for r in finite)
         low, high = (middle, high) if missed > 1 - _SEEN else (low, middle)
     return high
@@ -162,6 +162,7 @@ class Comparison:
         relative_error: |analytic - numeric| / scale.
         verdict: of this direction alone.
         holds: the bound accounts for the gap, however coarse it is.
+        unmoved: both sides are nothing, within the bound.
     """
 
     direction: Direction
@@ -173,6 +174,7 @@ class Comparison:
     relative_error: float
     verdict: Verdict
     holds: bool
+    unmoved: bool = False
 
 
 def compare(
@@ -206,7 +208,8 @@ def compare(
     resolution = hidden / scale if scale > 0 else 0.0 if hidden == 0 else float("inf")
     least = max(_NEGLIGIBLE_LOSS, _NEGLIGIBLE_EPS * precision.numeric)
     beside = _NEGLIGIBLE * whole if whole > 0 else least * max(abs(estimate.base), estimate.nearby)
-    negligible = abs(analytic) <= bound and abs(numeric) <= bound <= beside
+    unmoved = abs(analytic) <= bound and abs(numeric) <= bound
+    negligible = unmoved and bound <= beside
     if estimate.status == "kink":
         # any slope between the two sides is allowed
         gap = max(0.0, gap - estimate.half_jump)
@@ -236,4 +239,5 @@ def compare(
         relative_error=float(relative),
         verdict=verdict,
         holds=holds or verdict is Verdict.AGREE,
+        unmoved=unmoved,
     )

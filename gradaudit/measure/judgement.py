@@ -93,6 +93,11 @@ class Measurement:
         """Whether a resolution is fine enough."""
         return resolution <= self.significant
 
+    def unmoved(self) -> list[str]:
+        """The tensors along whose random directions there is nothing to see."""
+        looks = {name: [c for c in self.of(name) if c.direction.signs is None] for name in self.verdicts}
+        return [name for name, own in looks.items() if own and all(c.unmoved for c in own)]
+
     def nearly_condemned(self) -> list[str]:
         """The tensors that one more first look would condemn, and nothing has yet."""
         pairs = list(zip(self.lines, self.comparisons, strict=True))

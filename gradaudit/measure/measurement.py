@@ -74,7 +74,7 @@ def measured(model: Model, loss: Scalar, gradients: Gradients, options: AuditOpt
 
 def _over_paths(found: Measurement, options: AuditOptions, budget: Budget) -> Measurement:
     """What bare float32 losses leave open, or condemn beside kinks, judged along paths: it clears, never condemns."""
-    lengths = plan.scales(found.source.model.parameters())
+    lengths = _lengths(found)
     verdicts, resolutions = dict(found.verdicts), dict(found.resolutions)
     for name, verdict in found.verdicts.items():
         looks = found.of(name)
@@ -115,9 +115,10 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     """Probe the losses of ``source`` until the gradient is judged, tensor by tensor.
 
     A first full estimate of the whole model teaches noise and step. Then every tensor is asked for at once, eight
-    evaluations a line. Where a tensor does not agree, its entries are read if it is small, and a look along a fresh
-    direction confirms or clears it: another eight where the first estimate is wrong as well, else a full estimate.
-    Entries of what is condemned wait where an experiment may yet tell them: see `Measurement.unread`.
+    evaluations a line; of a small tensor that moves nothing by steps of its own size, again by steps of the others'.
+    Where a tensor does not agree, its entries are read if it is small, and a look along a fresh direction confirms or
+    clears it: another eight where the first estimate is wrong as well, else a full estimate. Entries of what is
+    condemned wait where an experiment may yet tell them: see `Measurement.unread`.
     """
     parameters = {name: p for name, p in source.model.parameters().items() if name in gradients}
     usable = {n: g if g is None or np.isfinite(g).all() else None for n, g in gradients.items()}
@@ -148,6 +149,14 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
         ask = _cheap_looks(sampler, source.model, lines[0], budget)
         lines += ask(probes)
         seen = judged(len(lines))
+        if longer := plan.longer(parameters, seen.unmoved()):
+            looks = ask(plan.second_stage(longer, usable, options.seed, double=double))
+            told = _told(judge([lines[0], *looks], gradients, source, options))
+            lengths = lengths | {n: longer[n] for n in told}  # those of the directions before stay
+            lines[:] = [li for li in lines if li.probe.tensor not in told]
+            lines += [li for li in looks if li.probe.tensor in told]
+            judged.cache_clear()
+            seen = judged(len(lines))
         doubted = [*seen.nearly_condemned(), *seen.suspected()] if double else []
         again = plan.fresh(lengths, doubted, options.seed + 1)
         names = [p.tensor for p in again if p.tensor is not None]
@@ -169,6 +178,22 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
     return replace(judged(len(lines)), complete=complete, unread=tuple(unread))
 
 
+def _told(looks: Measurement) -> set[str]:
+    """The tensors of which looks tell something."""
+    pairs = [(line.probe.tensor, c) for line, c in zip(looks.lines, looks.comparisons, strict=True)]
+    clear = [(n, c) for n, c in pairs if c.verdict is not Verdict.INCONCLUSIVE and not c.unmoved]
+    return {name for name, _ in clear if name is not None}
+
+
+def _lengths(measured: Measurement) -> dict[str, float | Array]:
+    """The steps that the tensors were measured in."""
+    lengths = plan.scales(measured.source.model.parameters())
+    for line in measured.lines:
+        if line.probe.tensor is not None and line.probe.direction.entry is None:
+            lengths[line.probe.tensor] = line.probe.direction.scales[line.probe.tensor]
+    return lengths
+
+
 def with_entries(
     measured: Measurement, gradients: Gradients, names: Sequence[str], options: AuditOptions, budget: Budget
 ) -> Measurement:
@@ -181,7 +206,7 @@ def with_entries(
     if not unread:
         return measured
     parameters = measured.source.model.parameters()
-    probes = plan.entries(parameters, plan.scales(parameters), unread)
+    probes = plan.entries(parameters, _lengths(measured), unread)
     lines = [*measured.lines, *_followed(measured, probes, "reading entries", options, budget)]
     comparisons = judge(lines, gradients, measured.source, options).comparisons
     left = tuple(name for name in measured.unread if name not in unread)
@@ -211,8 +236,7 @@ def locate(
             for d, e in zip(directions, found, strict=True)
         ]
 
-    scale = plan.scales({name: sampler.parameters[name]})[name]
-    return localise(gaps, name, gradient.shape, scale, seed=options.seed, most=_MOST_DIRECTIONS)
+    return localise(gaps, name, gradient.shape, _lengths(measured)[name], seed=options.seed, most=_MOST_DIRECTIONS)
 
 
 def further(

@@ -16,6 +16,7 @@ __all__ = [
     "entries",
     "fresh",
     "is_small",
+    "longer",
     "more",
     "scales",
     "second_stage",
@@ -28,6 +29,10 @@ __all__ = [
 _HETEROGENEOUS = 100.0
 #: A small tensor is read entry by entry anyway: there, steps by entry cost no detectability.
 _HETEROGENEOUS_SMALL = 10.0
+#: Parameters of sizes from 1e-8 to 1e8 are all there.
+_NOTHING = 1e-20
+#: A tensor below this share of the typical one is small beside it.
+_SMALL = 0.1
 #: Tensors up to this size are read entry by entry, all together up to the second number.
 _SMALL_TENSOR = 16
 _ALL_ENTRIES = 64
@@ -46,11 +51,32 @@ class Probe:
 
 
 def scales(parameters: NamedArrays) -> dict[str, float | Array]:
-    """The typical size of a step in each tensor: its rms, or entry by entry where it is heterogeneous."""
-    rms = {name: float(np.sqrt(np.mean(np.square(p, dtype=np.float64)))) for name, p in parameters.items()}
-    nonzero = [size for size in rms.values() if size > 0]
-    default = float(np.median(nonzero)) if nonzero else 1.0
-    return {name: _scale(np.abs(p.astype(np.float64)), rms[name] or default) for name, p in parameters.items()}
+    """The typical size of a step in each tensor: its rms, or entry by entry where it is heterogeneous.
+
+    What is nothing beside the largest tensor, as weights that have decayed to 1e-30, counts as zero: steps of its own
+    size would move no loss.
+    """
+    alive, default = _alive(parameters)
+    return {name: _scale(size, _rms(size) or default) for name, size in alive.items()}
+
+
+def longer(parameters: NamedArrays, names: Sequence[str]) -> dict[str, float | Array]:
+    """Steps of the typical tensor's size for those of these tensors that are small beside it."""
+    alive, default = _alive(parameters)
+    return {name: default for name in names if _rms(alive[name]) < _SMALL * default}
+
+
+def _alive(parameters: NamedArrays) -> tuple[dict[str, Array], float]:
+    """The sizes of the entries, what is nothing as zero; and the typical tensor's rms."""
+    sizes = {name: np.abs(p.astype(np.float64)) for name, p in parameters.items()}
+    least = _NOTHING * max(map(_rms, sizes.values()), default=0.0)
+    alive = {name: np.where(size < least, 0.0, size) for name, size in sizes.items()}
+    nonzero = [size for size in map(_rms, alive.values()) if size > 0]
+    return alive, float(np.median(nonzero)) if nonzero else 1.0
+
+
+def _rms(size: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(size))))
 
 
 def _scale(size: Array, typical: float) -> float | Array:

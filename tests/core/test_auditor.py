@@ -263,3 +263,63 @@ def test_a_direction_in_which_an_error_cancels_clears_nothing(error):
         model = of(lambda p: (p["x"] * p["x"]).sum(), lambda p, factor=factor: {"x": 2 * factor * p["x"]}, x=x)
         report = gradaudit.audit(model, seed=seed)
         assert report.verdict is not Verdict.AGREE or report["x"].resolution > error
+
+
+def with_small_bias(size, factor=1.0, *, dtype="float64"):
+    """A layer and a bias of that size, whose gradient is multiplied."""
+    rng = np.random.default_rng(0)
+    x, v = rng.standard_normal((20, 6)).astype(dtype), rng.standard_normal((8, 30)).astype(dtype)
+    w, bias = rng.standard_normal((6, 8)).astype(dtype), (size * rng.standard_normal(30)).astype(dtype)
+
+    def gradient(p):
+        h = np.tanh(x @ p["w"])
+        out = h @ v + p["bias"]
+        out = (2 / out.size * out).astype(dtype)
+        return {"w": x.T @ (out @ v.T * (1 - h * h)), "bias": np.asarray(factor * out.sum(0), dtype)}
+
+    return of(lambda p: ((np.tanh(x @ p["w"]) @ v + p["bias"]) ** 2).mean(), gradient, w=w, bias=bias)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1e-4, 1e-8, 1e-12, 1e-16, 1e-20, 1e-30])
+def test_the_gradient_of_parameters_that_move_nothing_is_looked_at_all_the_same(size, dtype):
+    """Steps of their own size show nothing of it, right or wrong; nor do they show that there is nothing."""
+    report = gradaudit.audit(with_small_bias(size, dtype=dtype))
+    assert report.verdict is Verdict.AGREE
+    assert report["bias"].resolution < 2e-2
+    for factor in (0.0, 1.1, -1.0):
+        report = gradaudit.audit(with_small_bias(size, factor, dtype=dtype))
+        assert report["bias"].verdict is Verdict.DISAGREE, str(report)
+        assert report["w"].verdict is Verdict.AGREE
+
+
+def test_longer_steps_cost_eight_evaluations_a_tensor():
+    # baseline 3, whole model 21, along the gradient and two tensors: 8 each
+    assert gradaudit.audit(with_small_bias(1.0)).evaluations == 3 + 21 + 8 * 3
+    assert gradaudit.audit(with_small_bias(1e-12)).evaluations == 3 + 21 + 8 * 3 + 8
+
+
+def test_entries_that_have_died_are_no_licence():
+    """Beside others that live, in one tensor."""
+    scale = np.where(np.arange(40) < 20, 1.0, 1e-40)
+    x = scale * np.random.default_rng(0).standard_normal(40)
+
+    def model(factor):
+        return of(lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.where(scale < 1, factor, 1) * np.cos(x)}, x=x)
+
+    assert gradaudit.audit(model(1.0)).verdict is Verdict.AGREE
+    assert gradaudit.audit(model(0.0)).verdict is Verdict.DISAGREE
+
+
+def test_what_is_defined_near_small_parameters_only_is_asked_there():
+    """Where longer steps leave the domain they tell nothing."""
+    w, small = np.array([0.3, 0.7, 1.2]), np.array([1e-9, 2e-9, 3e-9])
+
+    def loss(p):
+        return np.sin(p["w"]).sum() + 1e-15 * np.log(p["small"]).sum()
+
+    with np.errstate(invalid="ignore"):
+        report = gradaudit.audit(
+            of(loss, lambda p: {"w": np.cos(p["w"]), "small": 1e-15 / p["small"]}, w=w, small=small)
+        )
+    assert report.verdict is Verdict.AGREE

@@ -96,6 +96,7 @@ def test_what_the_whole_model_condemns_is_not_cleared(monkeypatch):
     monkeypatch.setattr(measurement, "along_paths", lambda *args: held)
     found = SimpleNamespace(
         source=SimpleNamespace(model=layer(), dtype="float32"),
+        lines=(),
         verdicts={"w": Verdict.INCONCLUSIVE},
         resolutions={"w": 0.1},
         verdict=Verdict.DISAGREE,
