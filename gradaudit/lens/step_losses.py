@@ -18,6 +18,8 @@ __all__ = ["Fits", "by_step_losses", "fitting", "hypotheses", "owed", "unnoticed
 #: A hypothesis fits within so many errors of the differences; the rest is rounding of the analytic side: of sums of
 #: products in float64, and for narrower dtypes in units of their eps.
 _ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-8, 100.0
+#: Where differences are off by one per cent, a loss bends so much that the error itself is known to half only.
+_BENT = 100.0
 #: An error beyond this share of the largest derivative says nothing about any hypothesis.
 _RESOLVED = 1e-2
 #: Numbers in one batch of moved inputs.
@@ -96,7 +98,8 @@ def fitting(analytic: Array, sums: Array, errors: Array, *, relative: float) -> 
     """Which sums over losses the analytic derivatives (T,) can be; ``sums`` and ``errors`` as `owed` gives them."""
     finite = bool(np.isfinite(analytic).all() and np.isfinite(sums).all() and np.isfinite(errors).all())
     scale = np.abs(sums).max(axis=1, initial=0.0)[:, None]
-    tolerance = _ERRORS * errors + relative * scale
+    share = np.divide(errors, scale, out=np.zeros_like(errors), where=scale > 0)
+    tolerance = _ERRORS * (1 + _BENT * share) * errors + relative * scale
     with np.errstate(invalid="ignore"):
         allowed = np.abs(analytic[:, None] - sums) <= tolerance
         resolved = bool(tolerance.max(initial=0.0) <= _RESOLVED * scale.max(initial=0.0))

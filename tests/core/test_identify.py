@@ -13,6 +13,7 @@ import gradaudit
 from gradaudit.backends.numpy import NumpyModel
 from gradaudit.errors import OptionError
 from gradaudit.lens.hypotheses import candidates, distinct, first_uses, of_last_loss, reaches, truncation
+from gradaudit.lens.step_losses import fitting
 from gradaudit.recurrent import chunks, none, tail, tbptt, window
 from tests.truncated import network
 
@@ -274,3 +275,11 @@ def test_the_random_generators_are_as_before(fails):
         gradaudit.identify_truncation(model)
     assert model.calls > 1
     assert np.random.get_state()[1].tolist() == before
+
+
+@pytest.mark.parametrize(("error", "allowed"), [(1.6e-2, True), (1e-4, False), (1e-10, False)])
+def test_differences_across_a_bend_condemn_no_hypothesis(error, allowed):
+    """What is left over is seven errors: where they are a good part of the derivative, they are not known that well."""
+    sums = np.array([[0.0, 1.0, 2.0]])
+    fits = fitting(np.array([2.0 + 7 * error]), sums, np.full((1, 3), error), relative=1e-12)
+    assert fits.allowed[0].tolist() == [False, False, allowed]
