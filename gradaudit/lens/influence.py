@@ -24,6 +24,8 @@ _ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-8, 100.0
 _PLAIN = 1e-6
 #: What is missing would have changed a bit of the gradient: it is so many eps of it.
 _SURELY_SEEN = 1e3
+#: What is missing matters from 1e-6 of the whole gradient on; the differences of a part should see less.
+_MATTERS = 3e-7
 #: An error of the differences beyond this share of the gradient says nothing.
 _RESOLVED = 1e-2
 #: Steps that are replaced at most, from each on, beyond the search for one reach; and at least, as a test.
@@ -96,7 +98,8 @@ def last_wrong(probe: Probe, least: float = _ROUNDING) -> tuple[int | None, bool
     """The last step whose gradient is not the derivative of the loss, and whether the numbers could say.
 
     Blocks of 1, 2, 4, ... steps from the end are moved together, each along random signs; the first that is wrong is
-    halved. Six losses a block: 6 (log2 T + 1) if none is wrong, at most twice as many; and eight for the noise.
+    halved. So there are log2 T + 1 blocks if none is wrong, at most twice as many; six losses each, up to eighteen where
+    the loss bends too strongly for the usual displacement; and eight losses for the noise.
     """
     end, size, resolved = probe.n_steps, 1, True
     while end > 0:
@@ -115,7 +118,8 @@ def last_wrong(probe: Probe, least: float = _ROUNDING) -> tuple[int | None, bool
 def _wrong(probe: Probe, start: int, end: int, least: float = _ROUNDING) -> bool | None:
     """Whether the gradient of the steps start + 1 to end is wrong by more than ``least``; None: that cannot be said."""
     analytic, norm = probe.analytic(start + 1, end)
-    numeric = probe.slope(start + 1, end)
+    whole = float(np.linalg.norm(probe.gradient().astype(np.float64))) * probe.size
+    numeric = probe.slope(start + 1, end, within=_MATTERS * whole / _ERRORS)
     gap, error = abs(analytic - numeric.value), _ERRORS * numeric.error
     if not np.isfinite(gap + error):
         return None

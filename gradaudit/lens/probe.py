@@ -21,6 +21,8 @@ __all__ = ["Probe", "Slope"]
 
 #: How far the inputs are replaced, in units of their size: less where the loss or gradient is not finite there.
 _REPLACED = (1.0, 0.1, 0.01)
+#: Displacements in units of the usual one.
+_LENGTHS = (1.0, 0.25, 0.0625)
 #: Seeds apart.
 _PROBING, _REPLACING = 31, 37
 
@@ -74,7 +76,7 @@ class Probe:
     seed: int = 0
     batch_bytes: int = 64 * 2**20
     _gradients: dict[int, Array] = field(default_factory=dict)
-    _slopes: dict[tuple[int, int, int], Slope] = field(default_factory=dict)
+    _slopes: dict[tuple[int, int, int, float], Slope] = field(default_factory=dict)
 
     @property
     def n_steps(self) -> int:
@@ -120,18 +122,35 @@ class Probe:
         products = self.gradient().astype(np.float64) * np.moveaxis(steps, self.axis, 0).reshape(self.n_steps, -1)
         return float(products.sum()), float(np.linalg.norm(products))
 
-    def slope(self, first: int, last: int, replaced: int = 0) -> Slope:
-        """The numeric derivative along the same displacement, six losses.
+    def slope(self, first: int, last: int, replaced: int = 0, *, within: float = np.inf) -> Slope:
+        """The numeric derivative along the same displacement, six losses; or more.
+
+        Args:
+            first: step that is displaced.
+            last: step that is displaced.
+            replaced: as for `gradient`.
+            within: the error that is good enough; while it is larger, shorter displacements are tried, as they help.
 
         Raises:
             Stop: the budget is spent.
         """
-        key = first, last, replaced
+        best = self._slope(first, last, replaced, _LENGTHS[0])
+        for length in _LENGTHS[1:]:
+            if best.error <= within or not np.isfinite(best.error):
+                break
+            found = self._slope(first, last, replaced, length)
+            if not found.error < best.error:
+                break
+            best = found
+        return best
+
+    def _slope(self, first: int, last: int, replaced: int, length: float) -> Slope:
+        key = first, last, replaced, length
         if key not in self._slopes:
-            points = [Point(self._direction(first, last), t) for t in NODES]
+            points = [Point(self._direction(first, last), length * t) for t in NODES]
             losses, _ = self._sampler(replaced).values(points, "identifying")
             value, error = richardson(losses, max(self._noise, eps(self.digits) * float(np.abs(losses).max())))
-            self._slopes[key] = Slope(float(value), float(error))
+            self._slopes[key] = Slope(float(value) / length, float(error) / length)
         return self._slopes[key]
 
     @cached_property

@@ -148,13 +148,19 @@ def test_next_to_a_cut_the_gradient_may_be_too_small_to_be_seen_missing(monkeypa
     assert (found.status, found.covered, net.truncation) == ("truncated", 56, tail(56))
 
 
-def test_blocks_that_bend_condemn_nothing(monkeypatch):
-    """An untruncated net, of which a block of sixteen steps is off by more than its errors; no single step is."""
+@pytest.mark.parametrize(
+    ("seed", "i", "kind", "expected"),
+    [
+        (8, 466, "none", ("not truncated", ())),  # sixteen steps together are off by more than their errors
+        (11, 87, "tbptt", ("truncated", (tbptt(54, 83),))),  # what is missing is as large as these errors
+    ],
+)
+def test_blocks_that_bend_are_asked_by_shorter_displacements(monkeypatch, seed, i, kind, expected):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     script = importlib.import_module("identify")
-    net, x = script.random_net(np.random.default_rng([8, 466]), "none")
-    found = script.by_rule("I", net, x, 466)
-    assert (found.status, net.truncation) == ("cannot tell", none())
+    net, x = script.random_net(np.random.default_rng([seed, i]), kind)
+    found = script.by_rule("I", net, x, i)
+    assert (found.status, found.hypotheses) == expected
 
 
 def test_a_truncation_without_effect_is_none():
