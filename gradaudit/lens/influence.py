@@ -98,8 +98,8 @@ def last_wrong(probe: Probe, least: float = _ROUNDING) -> tuple[int | None, bool
     """The last step whose gradient is not the derivative of the loss, and whether the numbers could say.
 
     Blocks of 1, 2, 4, ... steps from the end are moved together, each along random signs; the first that is wrong is
-    halved. So there are log2 T + 1 blocks if none is wrong, at most twice as many; six losses each, up to eighteen where
-    the loss bends too strongly for the usual displacement; and eight losses for the noise.
+    halved: log2 T + 1 blocks if none is wrong, at most twice as many. Six losses each, up to eighteen where the loss
+    bends too strongly for the usual displacement; and eight for the noise.
     """
     end, size, resolved = probe.n_steps, 1, True
     while end > 0:
