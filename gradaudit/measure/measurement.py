@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 
 from gradaudit.arrays import Array, Gradients, Scalar
-from gradaudit.compare import Comparison, Verdict, detectable, excluded, worst
+from gradaudit.compare import Comparison, Verdict, worst
 from gradaudit.direction import Direction
-from gradaudit.measure import plan
+from gradaudit.measure import looks, plan
 from gradaudit.measure.judgement import Line, Measurement, judge, precision_of
 from gradaudit.measure.localise import Gap, Located, localise
 from gradaudit.measure.path import along_paths
@@ -28,14 +28,10 @@ __all__ = ["further", "locate", "measured", "with_entries"]
 
 #: Where the wrong entries are is worth this many directions, eight evaluations each.
 _MOST_DIRECTIONS = 200
-#: More directions of one tensor than this do not help: then the bounds are too coarse.
-_MOST_MORE = 24
 #: Noise of a float64 loss, relative, that float32 inside would make; its own is a thousand times smaller.
 _NOISY = 1e-13
 #: An error that a look claims would have shown along paths that resolve this share of it.
 _INFORMS = 0.25
-#: More gaps may turn out larger than those before them.
-_HOPE = 1.5
 
 
 def measured(model: Model, loss: Scalar, gradients: Gradients, options: AuditOptions, budget: Budget) -> Measurement:
@@ -77,12 +73,12 @@ def _over_paths(found: Measurement, options: AuditOptions, budget: Budget) -> Me
     lengths = _lengths(found)
     verdicts, resolutions = dict(found.verdicts), dict(found.resolutions)
     for name, verdict in found.verdicts.items():
-        looks = found.of(name)
-        if verdict is Verdict.AGREE or not looks:
+        own = found.of(name)
+        if verdict is Verdict.AGREE or not own:
             continue
         along = along_paths(found.source.model, name, lengths[name], budget, options.seed)
-        scale = float(np.median([c.scale for c in looks]))
-        gaps = [abs(c.analytic - c.numeric) for c in looks + found.of(name, entries=True)]
+        scale = float(np.median([c.scale for c in own]))
+        gaps = [abs(c.analytic - c.numeric) for c in own + found.of(name, entries=True)]
         claimed = max(gaps) / scale if scale > 0 else 0.0
         if not along.holds or (verdict is Verdict.DISAGREE and not along.resolution < _INFORMS * claimed):
             continue
@@ -150,11 +146,11 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
         lines += ask(probes)
         seen = judged(len(lines))
         if longer := plan.longer(parameters, seen.unmoved()):
-            looks = ask(plan.second_stage(longer, usable, options.seed, double=double))
-            told = _told(judge([lines[0], *looks], gradients, source, options))
+            stepped = ask(plan.second_stage(longer, usable, options.seed, double=double))
+            told = looks.told(judge([lines[0], *stepped], gradients, source, options))
             lengths = lengths | {n: longer[n] for n in told}  # those of the directions before stay
             lines[:] = [li for li in lines if li.probe.tensor not in told]
-            lines += [li for li in looks if li.probe.tensor in told]
+            lines += [li for li in stepped if li.probe.tensor in told]
             judged.cache_clear()
             seen = judged(len(lines))
         doubted = [*seen.nearly_condemned(), *seen.suspected()] if double else []
@@ -164,25 +160,18 @@ def measure(source: Source, gradients: Gradients, options: AuditOptions, budget:
         if options.entries:  # all have been read
             names, small = [], []
         entries = plan.entries(parameters, lengths, small)
-        lines += ask([*_blind(seen, gradients, lengths, options, 0), *again, *entries])
+        lines += ask([*looks.blind(seen, gradients, lengths, options, 0), *again, *entries])
         seen = judged(len(lines))
         if isinstance(source.model, SupportsRules):
             unread = [n for n in names if seen.verdicts[n] is Verdict.DISAGREE]
         still = [] if faint or seen.verdict is Verdict.DISAGREE else signs
         entries = plan.entries(parameters, lengths, [n for n in names if n not in unread])
-        lines += ask([*still, *_blind(seen, gradients, lengths, options, 1), *entries])
+        lines += ask([*still, *looks.blind(seen, gradients, lengths, options, 1), *entries])
         last = judged(len(lines))
-        lines += _full(sampler, [*_doubtful(last, lengths, options), *_hidden(last, lengths, options)])
+        lines += _full(sampler, [*looks.doubtful(last, lengths, options), *looks.hidden(last, lengths, options)])
     except Stop:
         complete = False
     return replace(judged(len(lines)), complete=complete, unread=tuple(unread))
-
-
-def _told(looks: Measurement) -> set[str]:
-    """The tensors of which looks tell something."""
-    pairs = [(line.probe.tensor, c) for line, c in zip(looks.lines, looks.comparisons, strict=True)]
-    clear = [(n, c) for n, c in pairs if c.verdict is not Verdict.INCONCLUSIVE and not c.unmoved]
-    return {name for name, _ in clear if name is not None}
 
 
 def _lengths(measured: Measurement) -> dict[str, float | Array]:
@@ -316,59 +305,3 @@ def _known(first: DerivativeEstimate) -> Known | None:
     if not np.isfinite(first.bound):
         return None
     return Known(sigma=first.sigma, base=first.base, step=first.step)
-
-
-def _doubtful(measured: Measurement, lengths: dict[str, float | Array], options: AuditOptions) -> list[Probe]:
-    """What a full estimate must look at: a fresh direction where a tensor is condemned, the same where it is open."""
-    probes: list[Probe] = []
-    # a follow-up does not know a kink: what it condemns there, entry by entry, may be allowed
-    kinked = any(line.estimate.status == "kink" for line in measured.lines)
-    for name in measured.verdicts:
-        looks = [c for c in measured.of(name) if c.verdict is not Verdict.AGREE]
-        full = {id(line.probe.direction) for line in measured.lines if line.full}
-        wrong = [c for c in measured.of(name, entries=True) if c.verdict is Verdict.DISAGREE]
-        if kinked:
-            probes += [Probe(c.direction, name) for c in wrong if id(c.direction) not in full]
-        if measured.verdicts[name] is Verdict.DISAGREE and any(c.verdict is Verdict.DISAGREE for c in looks):
-            continue
-        if looks:
-            again = [c for c in looks if c.verdict is Verdict.INCONCLUSIVE and id(c.direction) not in full]
-            probes += [Probe(c.direction, name) for c in again]
-            probes += plan.fresh(lengths, [name], options.seed)
-        elif wrong:
-            probes.append(Probe(max(wrong, key=lambda c: c.relative_error).direction, name))
-    return probes
-
-
-def _hidden(measured: Measurement, lengths: dict[str, float | Array], options: AuditOptions) -> list[Probe]:
-    """A fresh direction of each tensor that only its twin's gradient condemns: float32 rounding covers the gap."""
-    if measured.beside is None:
-        return []
-    condemned = [n for n in measured.verdicts if any(c.verdict is Verdict.DISAGREE for c in measured.beside.of(n))]
-    clean = [n for n in condemned if all(c.verdict is Verdict.AGREE for c in measured.of(n))]
-    return plan.fresh(lengths, clean, options.seed)
-
-
-def _blind(
-    measured: Measurement, gradients: Gradients, lengths: dict[str, float | Array], options: AuditOptions, turn: int
-) -> list[Probe]:
-    """More directions of tensors that agree, but where an error that matters could have cancelled in all of them."""
-    probes: list[Probe] = []
-    for name in measured.verdicts:
-        looks = measured.of(name)
-        seen = [c.resolution for c in looks if c.direction.signs is None]
-        if any(c.verdict is Verdict.DISAGREE for c in looks) or not seen or not measured.needs(name):
-            continue
-        gaps = measured.gaps(name, gradients[name])
-        more = next((n for n in range(1, _MOST_MORE) if measured.would_do(_expected(seen, gaps, n))), 0)
-        probes += plan.more(lengths, name, options.seed, more, turn * _MOST_MORE)
-    return probes
-
-
-def _expected(resolutions: list[float], gaps: list[float], more: int) -> float:
-    """The resolution of a tensor after more directions like those before."""
-    by_bounds = detectable(resolutions + [float(np.median(resolutions))] * more)
-    if not gaps:
-        return by_bounds
-    usual = float(np.sqrt(np.mean(np.square(gaps))))
-    return min(by_bounds, _HOPE * excluded([usual] * (len(gaps) + more)))
