@@ -125,3 +125,7 @@ def test_gaps_exclude_errors_that_would_have_made_larger_ones(n, size):
 def test_few_gaps_exclude_nothing_and_many_small_ones_a_small_error():
     assert excluded([1e-6] * 4) == math.inf
     assert 1e-3 < excluded([1e-3] * 6) < 3.5e-3
+
+
+def test_resolutions_whose_product_is_no_number():
+    assert 1e-200 < detectable([1e-200, 2e-200]) < 1e-197
