@@ -1,6 +1,6 @@
 """Bias of truncated gradients of a trained LSTM on sequences of 1,000 steps, and whether the recommended k holds.
 
-    python benchmarks/bias.py [--backend numpy] [--figure docs/bias.svg]
+    python benchmarks/bias.py [--backend numpy] [--figure docs/bias.png]
 
 The task is leaky adding: the features are noise and, at one step in five, a mark; the label of a step says whether
 the leaky sum of the marked noise is above zero. A PyTorch LSTM of 16 units is trained on T = 80 by Adam, its weights
@@ -21,7 +21,7 @@ from gradaudit import bias_curve
 from gradaudit.arrays import global_norm
 from gradaudit.backends import registry
 from gradaudit.protocols import Model
-from gradaudit.recurrent import RecurrentSpec, SequenceData, Truncation, none
+from gradaudit.recurrent import RecurrentSpec, SequenceData, none
 from gradaudit.render.to_text import number, table
 
 SPEC = RecurrentSpec(n_features=2, n_classes=2, cell="lstm", n_hidden=16)
@@ -98,13 +98,13 @@ def main() -> None:
     print("\n".join(table(rows, right=range(3, len(head)))))
 
 
-def bias(model, true, truncation) -> float:
+def bias(model, true, truncation, names) -> float:
     found = model.with_truncation(truncation).value_and_grad(model.parameters())[1]
-    return global_norm({name: found[name] - true[name] for name in true}) / global_norm(true)
+    return global_norm({n: found[n] - true[n] for n in names}) / global_norm({n: true[n] for n in names})
 
 
 def row(curve, one, fresh, true) -> list[str]:
-    elsewhere = [bias(*pair, Truncation(one.kind, one.k)) for pair in zip(fresh, true, strict=True)]
+    elsewhere = [bias(*pair, one.named(one.k), one.parameters) for pair in zip(fresh, true, strict=True)]
     measured = next(point.bias for point in one.points if point.k == one.k)
     beta = "" if one.beta is None else number(one.beta)
     numbers = number(measured), number(np.mean(elsewhere)), number(max(elsewhere)), beta

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradaudit.errors import OptionError
+from gradaudit.recurrent import Truncation
 from gradaudit.render import to_json, to_plot
 from gradaudit.render.bias_text import bias_text
 
@@ -19,13 +20,17 @@ class BiasPoint:
 
     Attributes:
         k: its length in steps.
-        bias: ``||g - g_k|| / ||g||`` over all parameters, g the full gradient; where `BiasCurve.full` is False, a bound
-            of it.
+        bias: ``||g - g_k|| / ||g||`` over `SemanticsCurve.parameters`, g the full gradient; where `BiasCurve.full` is
+            False, a bound of it.
         parameters: the same of each parameter tensor.
         work: steps that its gradient runs forward and backward, all segments together, over those of the full gradient;
             built-in networks of few units need less for a long window.
-        held: steps whose states its gradient keeps at once in one segment; the full gradient keeps all T.
-        seconds: how long this gradient took here, the first time: compiling included; None: it was made of others.
+        held: steps whose states its gradient keeps if segments run one after the other: those of the longest; the full
+            gradient keeps all T.
+        together: steps whose states it keeps if all segments run side by side, which is faster; built-in networks run
+            as many side by side as make two million numbers.
+        seconds: how long this gradient took here; of a built-in network the second time, of any other model the first,
+            with whatever is compiled then. None: it was made of others.
     """
 
     k: int
@@ -33,6 +38,7 @@ class BiasPoint:
     parameters: Mapping[str, float]
     work: float
     held: int
+    together: int
     seconds: float | None
 
 
@@ -41,7 +47,8 @@ class SemanticsCurve:
     """The bias of one kind of truncation at growing lengths.
 
     Attributes:
-        kind: window, chunks or tail.
+        kind: window, chunks, tail, or tbptt:K1.
+        parameters: those that this kind changes, whose bias together is `BiasPoint.bias`.
         points: by k.
         k: the smallest one measured from which on the bias stays below delta; None: the horizon is too short.
         horizon: the largest k that was measured.
@@ -52,11 +59,16 @@ class SemanticsCurve:
     """
 
     kind: str
+    parameters: tuple[str, ...]
     points: tuple[BiasPoint, ...]
     k: int | None
     horizon: int
     beta: float | None
     extrapolated: int | None
+
+    def named(self, k: int) -> Truncation:
+        """The truncation of this kind at a length."""
+        return Truncation.parse(f"{self.kind}:{k}")
 
     def smallest(self, delta: float, parameter: str | None = None) -> int | None:
         """The smallest k measured from which on the bias, in all or of one parameter, stays below ``delta``.
@@ -80,6 +92,7 @@ class BiasCurve:
         gradients: how many gradients were computed.
         work: what they ran, in full gradients: the sum of the points' `BiasPoint.work`, and the full one.
         seconds: what all took.
+        full_seconds: how long the full gradient took, as `BiasPoint.seconds`; None: it was not computed.
         schema_version: of the JSON.
     """
 
@@ -91,6 +104,7 @@ class BiasCurve:
     gradients: int
     work: float
     seconds: float
+    full_seconds: float | None
     schema_version: int = 1
 
     @property

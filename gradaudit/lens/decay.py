@@ -9,31 +9,55 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Gradient", "Reference", "difference", "extrapolated", "lengths", "norms", "rate"]
+__all__ = ["Gradient", "Reference", "counted", "difference", "extrapolated", "lengths", "norms", "rate"]
 
 #: By tensor, each flat.
 Gradient: TypeAlias = tuple[NDArray[np.float64], ...]
 #: Of all tensors together, then of each.
 Norms: TypeAlias = NDArray[np.float64]
+#: Which tensors are taken together, (tensors,).
+Counted: TypeAlias = NDArray[np.bool_]
+
+#: A tensor is changed by a truncation if it changes by more than so many roundings.
+_ROUNDINGS = 1e4
 
 
-def lengths(limit: int) -> Iterator[list[int]]:
-    """The k that are looked at: 1, 2, 3, 4, then four to a doubling, evenly spaced, up to ``limit`` and with it.
+def lengths(limit: int, least: int = 1) -> Iterator[list[int]]:
+    """The k that are looked at: 1, 2, 3, 4, then four to a doubling, evenly spaced, from ``least`` to ``limit``.
 
     Evenly spaced, because the norms of the blocks between them then fall by one factor.
     """
-    yield list(range(1, min(4, limit) + 1))
-    end = 8
-    while end // 2 < limit:
-        spaced = range(end // 2 + end // 8, end + 1, end // 8)
-        yield sorted({*(k for k in spaced if k <= limit), min(end, limit)})
-        end *= 2
+    before, end = 0, 4
+    while before < limit:
+        width = max(1, end // 8)
+        spaced = {*range(before + width, end + 1, width), least, limit}
+        if some := sorted(k for k in spaced if max(before + 1, least) <= k <= min(end, limit)):
+            yield some
+        before, end = end, 2 * end
 
 
-def norms(gradient: Gradient) -> Norms:
-    """Euclidean, (1 + tensors,)."""
-    each = [float(np.linalg.norm(tensor)) for tensor in gradient]
-    return np.array([np.linalg.norm(each), *each])
+def norms(gradient: Gradient, counted: Counted | None = None) -> Norms:
+    """Euclidean, (1 + tensors,); the first of those that are counted together, or of all."""
+    return _together(np.array([float(np.linalg.norm(tensor)) for tensor in gradient]), counted)
+
+
+def _together(each: Norms, counted: Counted | None) -> Norms:
+    return np.array([np.linalg.norm(each if counted is None else each[counted]), *each])
+
+
+def counted(missing: Norms, whole: Norms, eps: float) -> Counted:
+    """Which tensors a truncation changes by more than rounding; all where it changes none.
+
+    A readout's gradient is whole under every truncation that keeps all losses. Taken together with the others it would
+    hide what these lack.
+
+    Args:
+        missing: the norms of what is left out, (tensors,).
+        whole: of the full gradient.
+        eps: of the dtype in which they were computed.
+    """
+    changed = missing > _ROUNDINGS * eps * whole
+    return changed if changed.any() else np.ones_like(changed)
 
 
 def difference(one: Gradient, other: Gradient) -> Gradient:
@@ -47,10 +71,13 @@ class Reference(NamedTuple):
     gradient: Gradient
     slack: Norms | float = 0.0
 
-    def bias(self, gradient: Gradient) -> Norms:
+    def bias(self, gradient: Gradient, counted: Counted | None = None) -> Norms:
         """``(||g - g_k|| + slack) / (||g|| - slack)``: without slack the bias, with it a bound of it."""
-        missing = norms(difference(self.gradient, gradient)) + self.slack
-        size = norms(self.gradient) - self.slack
+        slack = np.broadcast_to(self.slack, 1 + len(self.gradient))
+        if np.isfinite(slack).all():
+            slack = _together(slack[1:], counted)
+        missing = norms(difference(self.gradient, gradient), counted) + slack
+        size = norms(self.gradient, counted) - slack
         bias = np.full(missing.shape, np.inf)
         np.divide(missing, size, out=bias, where=(size > 0) & (missing < np.inf))
         return np.where(missing == 0, 0.0, bias)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from gradaudit.arrays import Array, NamedArrays, eps
-from gradaudit.errors import OptionError
+from gradaudit.errors import ModelContractError, OptionError
 from gradaudit.lens.hypotheses import Rows, truncation
 from gradaudit.lens.influence import by_influence
 from gradaudit.lens.probe import Probe
@@ -20,6 +20,7 @@ from gradaudit.measure.state import preserved
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsSteps
 from gradaudit.recurrent import Truncation
+from gradaudit.render.to_text import number
 
 __all__ = ["Identified", "Losses", "Status", "StepLosses", "identify"]
 
@@ -32,6 +33,10 @@ _MOST_STEPS = 500
 _LEAST_STEPS = 3
 #: So many truncations are written out.
 _SHOWN = 4
+#: All inputs are moved by so much of their size to see what the step losses are of.
+_MOVED = 0.1
+#: What step losses and the loss may differ by, in units of their rounding, and of how far they move.
+_ROUNDINGS, _SAME = 1e3, 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +124,7 @@ def identify(
 
     Raises:
         OptionError: there is no such tensor, axis, word or step, or it has fewer than three steps.
-        ModelContractError: the model breaks its contract.
+        ModelContractError: the model breaks its contract, or the step losses do not add up to its loss.
     """
     known = _known(losses, _check(model, inputs, axis))
     with preserved(model):
@@ -198,9 +203,16 @@ def _by_step_losses(probe: Probe, parameters: NamedArrays, step_losses: StepLoss
 
     def asked(moved: Array) -> Array:
         probe.budget.take(len(moved), "identifying")
-        return np.asarray(step_losses({**parameters, probe.name: np.moveaxis(moved, 1, probe.axis + 1)}))
+        found = np.asarray(step_losses({**parameters, probe.name: np.moveaxis(moved, 1, probe.axis + 1)}))
+        if found.shape != (len(moved), len(base)):
+            msg = f"step losses of {len(moved)} x {len(base)} inputs have shape {found.shape}"
+            hint = "(T,) for one copy of the inputs; with batched=True (K, T) for K copies on a leading axis"
+            raise ModelContractError(msg, where="step_losses", hint=hint)
+        return found
 
-    there = np.flatnonzero(asked(base[None])[0]) + 1
+    at_base = asked(base[None])[0]
+    _check_sum(probe, parameters, at_base, base, asked)
+    there = np.flatnonzero(at_base) + 1
     fits = by_step_losses(asked, base, gradient, seed=probe.seed, eps=eps(probe.digits))
     losses = _word(there, probe.n_steps)
     if not fits.finite:
@@ -215,6 +227,28 @@ def _by_step_losses(probe: Probe, parameters: NamedArrays, step_losses: StepLoss
         why = "no truncation known here leaves out what this gradient leaves out"
         return _result(probe, "none of these", losses=losses, why=why)
     return _result(probe, "truncated", rows, losses=losses)
+
+
+def _check_sum(
+    probe: Probe, parameters: NamedArrays, at_base: Array, base: Array, asked: Callable[[Array], Array]
+) -> None:
+    """The step losses must move as the loss does; what does not depend on the inputs, as a penalty, may be missing."""
+    size = float(np.sqrt(np.mean(np.square(base)))) or 1.0
+    signs = np.random.default_rng([probe.seed, 12]).choice(np.array([-1.0, 1.0]), base.shape)
+    own = parameters[probe.name]
+    moved = np.moveaxis(base + _MOVED * size * signs, 0, probe.axis).astype(own.dtype)
+    with np.errstate(all="ignore"):
+        steps = np.array([at_base, asked(np.moveaxis(moved.astype(np.float64), probe.axis, 0)[None])[0]], np.float64)
+        probe.budget.take(2, "identifying")
+        losses = [float(probe.numeric.loss({**parameters, probe.name: x})) for x in (own, moved)]
+        here, there = losses[1] - losses[0], float((steps[1] - steps[0]).sum())
+        rounding = _ROUNDINGS * eps(probe.digits) * float(np.abs(losses).max() + np.abs(steps).sum(axis=1).max())
+    if not np.isfinite([here, there, rounding]).all() or abs(here - there) <= rounding + _SAME * max(abs(here), abs(there)):
+        return
+    msg = f"with the inputs moved, the loss changes by {number(here)} and the sum of the step losses by {number(there)}"
+    times = f", {number(there / here)} times as much" if here else ""
+    hint = "what each step adds to this very loss: where that is a mean, its share of the mean"
+    raise ModelContractError(f"{msg}{times}", where="step_losses", hint=hint)
 
 
 def _by_influence(probe: Probe, losses: Rows | None) -> Identified:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -84,8 +85,8 @@ class RecurrentSpec:
     def __post_init__(self) -> None:
         for name in ("n_features", "n_classes", "n_hidden", "n_layers"):
             size = getattr(self, name)
-            if size is not None and size < 1:
-                msg = f"{name} must be at least 1, got {size}"
+            if size is not None and (not isinstance(size, Integral) or size < 1):
+                msg = f"{name} must be a whole number, at least 1, got {size}"
                 raise OptionError(msg, where="RecurrentSpec", hint=f"{name}=2")
         for name, words in (("cell", Cell), ("activation", Activation), ("outputs", Literal["all", "last"])):
             if getattr(self, name) not in get_args(words):
@@ -159,17 +160,17 @@ class RecurrentSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SequenceData:
-    """Labelled sequences.
+    """Labelled sequences, as arrays or what NumPy makes arrays of.
 
     Attributes:
-        features: (N, T, D).
+        features: (N, T, D), numbers.
         labels: (N, T), whole numbers in 0..C-1.
         mask: (N, T), which steps there are; at the others the state stays as it is, and there is no loss.
         state: (N, S), the state before the first step, for example what the call before left (`n_state`); zero if not
             given. The lowest layer comes first, and h before c.
 
     Raises:
-        ModelContractError: shapes that do not fit.
+        ModelContractError: shapes that do not fit, features that are no numbers, or labels that are not whole ones.
     """
 
     features: Array
@@ -178,6 +179,13 @@ class SequenceData:
     state: Array | None = None
 
     def __post_init__(self) -> None:
+        for name in ("features", "labels", "mask", "state"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, np.asarray(given))
+        for name, kinds, hint in (("features", "biuf", "real numbers"), ("labels", "biu", "labels.astype('int64')")):
+            if (dtype := getattr(self, name).dtype).kind not in kinds:
+                msg = f"{name} have dtype {dtype}"
+                raise ModelContractError(msg, where="SequenceData", hint=hint)
         if self.features.ndim != 3 or self.labels.shape != self.features.shape[:2]:
             msg = f"features have shape {self.features.shape} and labels {self.labels.shape}"
             raise ModelContractError(msg, where="SequenceData", hint="features (N, T, D) and labels (N, T)")

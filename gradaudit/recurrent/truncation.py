@@ -8,6 +8,7 @@ them; it never changes the loss.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -90,7 +91,8 @@ class Truncation:
 
     def _check_steps(self) -> None:
         for name in _FIELDS[self.kind]:
-            if not _is_whole(steps := getattr(self, name)) or steps < 1:
+            if not self._whole(name) or getattr(self, name) < 1:
+                steps = getattr(self, name)
                 msg = f"truncation {self.kind} needs a whole number of steps {name} >= 1, got {name} = {steps}"
                 hint = f"{self.kind}:1 keeps one step; none keeps all of them"
                 if self.kind == "tbptt":
@@ -101,12 +103,21 @@ class Truncation:
             raise OptionError(msg, where="truncation", hint=f"tbptt:{self.k1}:{self.k1}, or more for k2")
 
     def _check_randomised(self) -> None:
-        if not isinstance(self.p, float) or not 0 < self.p < 1:
+        if not isinstance(self.p, Real) or not 0 < self.p < 1:
             msg = f"truncation randomised needs a probability of a cut, 0 < p < 1, got p = {self.p}"
             raise OptionError(msg, where="truncation", hint="randomised:0.1 cuts once in 10 steps; none never")
-        if self.seed is None or not _is_whole(self.seed) or self.seed < 0:
+        object.__setattr__(self, "p", float(self.p))
+        if not self._whole("seed") or self.seed is None or self.seed < 0:
             msg = f"truncation randomised needs a seed, a whole number >= 0, got seed = {self.seed}"
             raise OptionError(msg, where="truncation", hint="randomised:0.1:0")
+
+    def _whole(self, name: str) -> bool:
+        """Whether it is a whole number; of NumPy's it makes Python's, which JSON knows."""
+        number = getattr(self, name)
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            return False
+        object.__setattr__(self, name, int(number))
+        return True
 
     def __str__(self) -> str:
         return f"{self.kind}({', '.join(str(getattr(self, name)) for name in _FIELDS[self.kind])})"
@@ -222,10 +233,6 @@ class Truncation:
         else:
             return None
         return Gates(state, output)
-
-
-def _is_whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def none() -> Truncation:

@@ -14,7 +14,7 @@ from gradaudit.arrays import global_norm
 from gradaudit.backends import registry
 from gradaudit.errors import ModelContractError, OptionError
 from gradaudit.lens.decay import lengths, rate
-from gradaudit.recurrent import RecurrentSpec, SequenceData, Truncation, none, random_sequences, window
+from gradaudit.recurrent import RecurrentSpec, SequenceData, Truncation, none, random_sequences, tbptt, window
 
 
 class Pairs:
@@ -200,9 +200,54 @@ def test_each_parameter_has_its_own_bias():
     model = geometric(0.9)
     # the bias sees its own step only
     model.contributions[:, :, 2] *= np.eye(100)
-    one = gradaudit.bias_curve(model, kinds=["window"])["window"]
+    curve = gradaudit.bias_curve(model, kinds=["window", "tail"])
+    one = curve["window"]
     assert all(point.parameters["b"] == 0 for point in one.points)
     assert one.smallest(0.1, "b") == 1 < one.smallest(0.1, "w")
+    assert one.parameters == ("w",)
+    assert all(point.bias == point.parameters["w"] for point in one.points)
+    assert "(of w; the others are not cut)" in str(curve).replace("\n", " ")
+    assert curve["tail"].parameters == ("w", "b")
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_large_gradient_that_no_window_cuts_does_not_hide_what_is_missing(full):
+    class WithReadout(Pairs):
+        def parameters(self):
+            return super().parameters() | {"readout": np.zeros(1)}
+
+        def gradient(self, truncation):
+            every_loss = truncation.pairs(len(self.contributions)).diagonal().mean()
+            return super().gradient(truncation) | {"readout": np.array([1e4 * every_loss])}
+
+        def with_truncation(self, truncation):
+            return WithReadout(self.contributions, truncation, self.asked)
+
+    kinds = ["window", "tbptt:7"]
+    alone = gradaudit.bias_curve(geometric(0.9), kinds=kinds, full=full)
+    beside = gradaudit.bias_curve(WithReadout(geometric(0.9).contributions), kinds=[*kinds, "tail"], full=full)
+    for kind in kinds:
+        assert beside[kind].parameters == ("w", "b")
+        assert [p.bias for p in beside[kind].points] == pytest.approx([p.bias for p in alone[kind].points], rel=1e-9)
+    assert beside["tail"].parameters == ("w", "b", "readout")
+
+
+def test_where_nothing_is_cut_every_parameter_counts():
+    curve = gradaudit.bias_curve(geometric(0.0), kinds=["window", "chunks"])
+    assert [(one.k, one.parameters) for one in curve.curves] == [(1, ("w", "b"))] * 2
+
+
+@pytest.mark.parametrize("delta", [0.3, 0.05])
+@pytest.mark.parametrize("block", [1, 5, 16])
+def test_tbptt_of_a_block_of_ones_own(block, delta):
+    model = geometric(0.9)
+    one = gradaudit.bias_curve(model, delta=delta, kinds=f"tbptt:{block}")[f"tbptt:{block}"]
+    assert one.points[0].k == block
+    for point in one.points:
+        assert point.bias == pytest.approx(model.bias(tbptt(block, point.k)), abs=1e-12)
+    below = [k for k in range(block, 101) if model.bias(tbptt(block, k)) < delta]
+    assert one.k == min(below)
+    assert f"tbptt({block}, {one.k}): bias" in str(gradaudit.bias_curve(model, delta=delta, kinds=f"tbptt:{block}"))
 
 
 def test_the_numpy_networks_by_their_own_gradients():
@@ -212,11 +257,16 @@ def test_the_numpy_networks_by_their_own_gradients():
     data = random_sequences(spec, n_sequences=3, n_steps=40, seed=1, dtype="float64")
     model = registry.get("numpy").recurrent_model(spec, weights, data, window(2))
     full = model.with_truncation(none()).value_and_grad(weights)[1]
-    for one in gradaudit.bias_curve(model, delta=0.05).curves:
+    curve = gradaudit.bias_curve(model, delta=0.05, kinds=["window", "chunks", "tail", "tbptt:6"])
+    assert curve.full_seconds is not None
+    for one in curve.curves:
+        # the readout stands outside of the scan, and is cut by none
+        assert set(one.parameters) == set(full) - {"V", "c"}
         for point in one.points:
-            kept = model.with_truncation(Truncation(one.kind, point.k)).value_and_grad(weights)[1]
+            kept = model.with_truncation(one.named(point.k)).value_and_grad(weights)[1]
             missing = {name: full[name] - kept[name] for name in full}
-            assert point.bias == pytest.approx(global_norm(missing) / global_norm(full), abs=1e-10)
+            among = [{name: g[name] for name in one.parameters} for g in (missing, full)]
+            assert point.bias == pytest.approx(global_norm(among[0]) / global_norm(among[1]), abs=1e-10)
             each = {name: np.linalg.norm(missing[name]) / np.linalg.norm(full[name]) for name in full}
             assert point.parameters == pytest.approx(each, abs=1e-10)
             own = one.kind != "window" or point.k in (1, 2, 4, 8, 16, 32, one.k)
@@ -267,8 +317,11 @@ def test_without_matplotlib_the_remedy_is_said(monkeypatch, tmp_path):
         ({"kinds": ["window", "randomised"]}, "no bias curve of 'randomised'"),
         ({"kinds": "windows"}, "no bias curve of 'windows'"),
         ({"kinds": []}, "no bias curve of nothing"),
+        ({"kinds": ["tbptt"]}, "no bias curve of 'tbptt'"),
+        ({"kinds": ["tbptt:0"]}, "no bias curve of 'tbptt:0'"),
+        ({"kinds": ["tbptt:101"]}, "tbptt every 101 steps, of 100 that are looked at"),
+        ({"n_steps": 10}, "n_steps is 10, and the model has 100 steps"),
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
-        ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
     ],
 )
 def test_options_out_of_range(options, text):
@@ -287,6 +340,8 @@ def test_a_model_that_cannot_be_measured():
     model.sizes = dict
     with pytest.raises(OptionError, match="a Pairs does not say how many steps it has"):
         gradaudit.bias_curve(model)
+    with pytest.raises(OptionError, match="n_steps must be at least 1, got 0"):
+        gradaudit.bias_curve(model, n_steps=0)
     assert gradaudit.bias_curve(model, n_steps=100)["window"].k == gradaudit.bias_curve(geometric(0.9))["window"].k
     with pytest.raises(OptionError, match="'tail' was not measured"):
         gradaudit.bias_curve(geometric(0.9), kinds=["window"])["tail"]

@@ -11,7 +11,7 @@ import pytest
 
 import gradaudit
 from gradaudit.backends.numpy import NumpyModel
-from gradaudit.errors import OptionError
+from gradaudit.errors import ModelContractError, OptionError
 from gradaudit.lens.hypotheses import candidates, distinct, first_uses, of_last_loss, reaches, truncation
 from gradaudit.lens.step_losses import fitting
 from gradaudit.recurrent import chunks, none, tail, tbptt, window
@@ -48,12 +48,40 @@ def test_with_one_loss_at_the_end_all_that_cover_as_much_are_one():
     assert distinct(np.array([[1, 0, 1], [2, 0, 1]]), 12) == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda losses: 2 * losses, "the sum of the step losses by .*, 2 times as much"),
+        (lambda losses: losses / len(losses), "where that is a mean, its share of the mean"),
+        (lambda losses: losses * (np.arange(len(losses)) > 3), "times as much"),
+        (lambda losses: losses[:-1], r"step losses of 1 x 24 inputs have shape \(1, 23\)"),
+        (lambda losses: losses[:, None], r"have shape \(1, 24, 1\)"),
+        (lambda losses: losses.sum(), r"have shape \(1,\)"),
+    ],
+)
+@pytest.mark.parametrize("truth", [none(), chunks(6)], ids=str)
+def test_step_losses_that_are_not_those_of_the_loss_are_refused(change, text, truth):
+    model, step_losses = network(truth)
+    with pytest.raises(ModelContractError, match=f"(?s){text}"):
+        gradaudit.identify_truncation(model, step_losses=lambda p: change(step_losses(p)))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 3.0, 1e6])
+def test_a_penalty_of_the_weights_may_be_missing_from_the_step_losses(penalty):
+    model, step_losses = network(window(5))
+    with_penalty = NumpyModel(
+        lambda p: model.loss(p) + penalty, model.parameters(), gradient=lambda p: model.value_and_grad(p)[1]
+    )
+    found = gradaudit.identify_truncation(with_penalty, step_losses=step_losses)
+    assert found.truncation == window(5)
+
+
 @pytest.mark.parametrize("truth", TRUNCATIONS, ids=str)
 def test_the_truncation_is_found_from_step_losses(truth):
     model, step_losses = network(truth)
     found = gradaudit.identify_truncation(model, step_losses=step_losses)
     assert (found.status, found.truncation, found.losses) == ("truncated", truth, "all")
-    assert (found.evaluations, found.gradients) == (6 * 24 + 9, 2)
+    assert (found.evaluations, found.gradients) == (6 * 24 + 12, 2)
     assert str(truth) in str(found)
 
 

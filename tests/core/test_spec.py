@@ -49,10 +49,16 @@ def test_a_problem_has_its_sizes():
     assert not p.weights["W"].flags.writeable
 
 
+def test_lists_are_sequences():
+    data = SequenceData(features=[[[1.0], [2.0]]], labels=[[0, 1]], mask=[[True, False]], state=[[0.0, 0.0]])
+    assert (data.features.shape, data.labels.shape, data.mask.dtype, data.state.shape) == ((1, 2, 1), (1, 2), bool, (1, 2))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: RecurrentSpec(n_features=0, n_classes=2), OptionError, "n_features must be at least 1, got 0"),
+        (lambda: RecurrentSpec(n_features=0, n_classes=2), OptionError, "n_features must be a whole number, at least 1, got 0"),
+        (lambda: RecurrentSpec(n_features=2.5, n_classes=2), OptionError, "at least 1, got 2.5"),
         (lambda: RecurrentSpec(n_features=2, n_classes=2, activation="gelu"), OptionError, "unknown activation 'gelu'"),
         (lambda: RecurrentSpec(n_features=2, n_classes=2, outputs="first"), OptionError, "unknown outputs 'first'"),
         (
@@ -64,6 +70,21 @@ def test_a_problem_has_its_sizes():
             lambda: SequenceData(features=np.zeros((2, 3, 1)), labels=np.zeros((2, 2), int)),
             ModelContractError,
             "features have shape (2, 3, 1) and labels (2, 2) (in SequenceData)\n\nHint: features (N, T, D)",
+        ),
+        (
+            lambda: SequenceData(features=np.zeros((2, 3, 1)), labels=np.zeros((2, 3))),
+            ModelContractError,
+            "labels have dtype float64 (in SequenceData)\n\nHint: labels.astype('int64')",
+        ),
+        (
+            lambda: SequenceData(features=np.full((2, 3, 1), "a"), labels=np.zeros((2, 3), int)),
+            ModelContractError,
+            "features have dtype <U1",
+        ),
+        (
+            lambda: problem(weights={name: w.astype(int) for name, w in initial_weights(SPEC, seed=0).items()}),
+            ModelContractError,
+            "weights have dtype int64 (in weights)\n\nHint: w.astype('float32')",
         ),
         (
             lambda: problem(weights={"W": np.zeros((3, 2))}),

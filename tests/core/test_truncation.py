@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -90,6 +92,13 @@ def test_random_cuts_pass_the_gradient_on_average():
 )
 def test_parse(text, expected):
     assert Truncation.parse(text) == expected
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = tail(np.int64(3)), tbptt(np.int32(2), np.uint8(5)), randomised(np.float32(0.5), np.int64(7))
+    assert made == (tail(3), tbptt(2, 5), randomised(0.5, 7))
+    assert [type(t.k or t.seed) for t in made] == [int] * 3
+    assert json.loads(json.dumps([made[0].k, made[2].p])) == [3, 0.5]
 
 
 def test_as_text():
