@@ -67,7 +67,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         findings = explain(evidence)
         judged = _judged(evidence)
         entered = None if judged is None else evidence.entered(judged, judged.unread)
-        remarks = tuple(map(_over_pairs, _broadcasts(model)))
+        remarks = (*map(_over_pairs, _broadcasts(model)), *_unused(model, options))
     return AuditReport(
         verdict=_verdict(evidence, judged),
         target=target,
@@ -155,6 +155,16 @@ def _broadcasts(model: Model) -> Sequence[Broadcast]:
         return model.broadcasts()
     except Exception:  # noqa: BLE001  # a remark is not worth a failure
         return ()
+
+
+def _unused(model: Model, options: AuditOptions) -> tuple[str, ...]:
+    """A truncation that is accepted, and that the model does not declare, changes nothing; that must not go unsaid."""
+    own = model.truncation if isinstance(model, SupportsTruncation) else None
+    if options.truncation is None or options.truncation == own:
+        return ()
+    told = f"declares {own}" if own is not None else "declares no truncation"
+    hint = "" if own is not None else '; to accept lines that cut the gradient, pass intended=["file.py:LINE"]'
+    return (f"truncation={options.truncation} was not used: this model {told}{hint}.",)
 
 
 def _over_pairs(broadcast: Broadcast) -> str:

@@ -14,11 +14,11 @@ from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 from gradaudit.sites import Cut
 
-__all__ = ["Blamed", "at_line", "blame", "missing", "times"]
+__all__ = ["MEANT", "Blamed", "accepted", "at_line", "blame", "if_meant", "missing", "times"]
 
 #: More lines than this are not held one by one.
 _MOST_HELD = 12
-_MEANT = "You mean this cut; the verdict is that of the gradient given it."
+MEANT = "You mean this cut; the verdict is that of the gradient given it."
 
 
 class Blamed(NamedTuple):
@@ -97,7 +97,7 @@ def _finding(evidence: Evidence, blamed: Blamed) -> Finding:
         confidence="proven",
         sentence=f"{start}{', '.join(map(times, cuts))}. That changes the gradient of {names}{share}.",
         evidence=shown,
-        remedy=_MEANT if _accepted(evidence, cuts) else _remedy(cuts),
+        remedy=MEANT if accepted(evidence, cuts) else _remedy(cuts),
         parameters=tuple(wrong),
         numbers=numbers,
     )
@@ -108,16 +108,21 @@ def times(cut: Cut) -> str:
     return f"{cut} ({'once' if cut.executions == 1 else f'{cut.executions:,} times'})"
 
 
-def _accepted(evidence: Evidence, cuts: Sequence[Cut]) -> bool:
+def accepted(evidence: Evidence, cuts: Sequence[Cut]) -> bool:
+    """Whether the user means all of them."""
     return all(any(cut.matches(glob) for glob in evidence.options.intended) for cut in cuts)
 
 
-def _remedy(cuts: Sequence[Cut]) -> str:
+def if_meant(cuts: Sequence[Cut]) -> str:
+    """How to accept them."""
     places = ", ".join(f'"{place}"' for place in dict.fromkeys(cut.place for cut in cuts))
+    return f"pass intended=[{places}], and the report judges the gradient so"
+
+
+def _remedy(cuts: Sequence[Cut]) -> str:
     return (
         "If this is meant (a target, a truncation, a straight-through estimator): the backward pass is right given it; "
-        f"pass intended=[{places}], and the report judges the gradient so. If not: remove it, or compute inside the "
-        "graph what it cuts off."
+        f"{if_meant(cuts)}. If not: remove it, or compute inside the graph what it cuts off."
     )
 
 

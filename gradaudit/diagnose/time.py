@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from gradaudit.arrays import global_norm
+from gradaudit.arrays import Gradients, global_norm
 from gradaudit.compare import Verdict
-from gradaudit.diagnose.cut import Blamed, blame, times
+from gradaudit.diagnose.cut import MEANT, Blamed, accepted, blame, if_meant, times
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.diagnose.reach import Reach, reach, steps_of
 from gradaudit.measure.plan import scales
@@ -40,16 +42,10 @@ def truncated_as_declared(evidence: Evidence) -> Finding | None:
     full = evidence.lifted_gradients
     if full is None or total.verdict is Verdict.AGREE:
         return None
-    kept, whole = global_norm(evidence.baseline.gradients), global_norm(full)
-    left = {n: g if (f := full[n]) is None or g is None else g - f for n, g in evidence.baseline.gradients.items()}
-    bias = global_norm(left) / whole if whole > 0 else float("nan")
-    ratio = kept / whole if whole > 0 else float("nan")
     steps = evidence.sizes.get("steps")
-    numbers = {"bias": bias, "norm_ratio": ratio, "k": float(truncation.k or 0)}
-    sentence = (
-        f"{_cut_off(truncation, steps)} The gradient's norm is {number(ratio)} of the full one; its bias is "
-        f"{_percent(bias)}."
-    )
+    costs, size = _missing(evidence.baseline.gradients, full, evidence.wrong())
+    numbers = costs | {"k": float(truncation.k or 0)}
+    sentence = f"{_cut_off(truncation, steps)}{size}"
     if steps and truncation.kind == "tail":
         numbers["k_over_steps"] = (truncation.k or 0) / steps
         sentence += f" For comparison, k / steps is {number(numbers['k_over_steps'])}."
@@ -71,6 +67,22 @@ def truncated_as_declared(evidence: Evidence) -> Finding | None:
         parameters=tuple(evidence.wrong()),
         numbers=numbers,
     )
+
+
+def _missing(kept: Gradients, full: Gradients, names: Sequence[str]) -> tuple[dict[str, float], str]:
+    """How much of the gradient of these tensors is left out, in numbers and as a sentence.
+
+    Of others, as a readout, the gradient is whole: together with them the bias would look smaller than it is.
+    """
+    among = names or list(kept)
+    left = {n: g if (f := full[n]) is None or (g := kept[n]) is None else g - f for n in among}
+    whole = global_norm({n: full[n] for n in among})
+    ratio, bias = (
+        global_norm(part) / whole if whole > 0 else float("nan") for part in ({n: kept[n] for n in among}, left)
+    )
+    of = "The" if len(among) == len(kept) else f"Over {', '.join(among)}, the"
+    sentence = f" {of} gradient's norm is {number(ratio)} of the full one; its bias is {_percent(bias)}."
+    return {"bias": bias, "norm_ratio": ratio}, sentence
 
 
 def _cut_off(truncation: Truncation, steps: int | None) -> str:
@@ -131,6 +143,7 @@ def truncated(evidence: Evidence) -> Finding | None:
 
 def _at_the_end(evidence: Evidence, wrong: list[str], names: list[str], k: int, n_steps: int) -> Finding:
     blamed = blame(evidence, wrong)
+    costs, size = _cost(evidence, blamed)
     last, of_k = ("in the last one", "step") if k == 1 else (f"in the last {k:,}", f"{k:,} steps")
     return Finding(
         code="GA104",
@@ -138,20 +151,25 @@ def _at_the_end(evidence: Evidence, wrong: list[str], names: list[str], k: int, 
         confidence="consistent" if blamed is None else "proven",
         sentence=f"The gradient of {', '.join(names)} is exactly zero in the first {n_steps - k:,} of {n_steps:,} "
         f"steps, where the loss does depend on it, and right {last}: the backward pass covers the last {of_k} "
-        f"only.{_cut_by(blamed)}",
+        f"only.{_cut_by(blamed)}{size}",
         evidence="A cliff, not the slope of a gradient that vanishes." if blamed is None else blamed.shown,
-        remedy="If this is meant, remember that losses at earlier steps contribute nothing (if only the last step has "
-        "a loss, it is any truncation after k steps). If not: let the backward pass cover all steps, or cut the state "
-        "only, every k steps (chunks(k)).",
+        remedy=_remedy(
+            evidence,
+            blamed,
+            "remember that losses at earlier steps contribute nothing (if only the last step has a loss, it is any "
+            "truncation after k steps)",
+            "let the backward pass cover all steps, or cut the state only, every k steps (chunks(k))",
+        ),
         parameters=tuple(wrong if blamed is None else blamed.names),
-        numbers={"k": float(k), "steps": float(n_steps)},
+        numbers={"k": float(k), "steps": float(n_steps)} | costs,
     )
 
 
 def _in_between(evidence: Evidence, wrong: list[str], found: Reach) -> Finding:
     blamed = blame(evidence, wrong)
     first = found.fit[0]
-    numbers = {"steps": float(found.n_steps)}
+    costs, size = _cost(evidence, blamed)
+    numbers = {"steps": float(found.n_steps)} | costs
     if len(found.fit) == 1:
         numbers |= {"k": float(first.k or 0)} | ({} if first.k1 is None else {"k1": float(first.k1)})
         what = f"{first.kind}, {'' if first.k1 is None else f'k1 = {first.k1}, '}k = {first.k}"
@@ -164,16 +182,34 @@ def _in_between(evidence: Evidence, wrong: list[str], found: Reach) -> Finding:
         title=f"truncated in time, {what}{_at(blamed)}",
         confidence="consistent" if blamed is None else "proven",
         sentence=f"The gradient of {found.name} is right in the last of {found.n_steps:,} steps and wrong before them: "
-        f"it does not contain later losses that do depend on it. {kept}.{_cut_by(blamed)}",
+        f"it does not contain later losses that do depend on it. {kept}.{_cut_by(blamed)}{size}",
         evidence="With later inputs replaced, the gradients of exactly those steps change for which this truncation "
         "keeps a later loss."
         if blamed is None
         else blamed.shown,
-        remedy="If this is meant, know its bias: what reaches further back does not count. If not: let the backward "
-        "pass cover all steps, or more of them.",
+        remedy=_remedy(
+            evidence,
+            blamed,
+            "know its bias: what reaches further back does not count",
+            "let the backward pass cover all steps, or more of them",
+        ),
         parameters=tuple(wrong if blamed is None else blamed.names),
         numbers=numbers,
     )
+
+
+def _cost(evidence: Evidence, blamed: Blamed | None) -> tuple[dict[str, float], str]:
+    """What is left out, where the gradient without the cuts is known."""
+    if blamed is None or blamed.full is None:
+        return {}, ""
+    return _missing(evidence.baseline.gradients, blamed.full, blamed.names)
+
+
+def _remedy(evidence: Evidence, blamed: Blamed | None, known: str, otherwise: str) -> str:
+    if blamed is not None and accepted(evidence, blamed.cuts):
+        return MEANT
+    accept = "" if blamed is None else f"; {if_meant(blamed.cuts)}"
+    return f"If this is meant, {known}{accept}. If not: {otherwise}."
 
 
 def _steps(k: int) -> str:
