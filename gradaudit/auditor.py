@@ -139,12 +139,12 @@ def _held(model: Model, options: AuditOptions) -> Model | None:
     meant = [cut for cut in listed if any(cut.matches(glob) for glob in options.intended)]
     held = model.holding(meant) if meant and isinstance(model, SupportsCuts) else None
     if held is None:
-        msg = f"intended={options.intended} names no cut that can be held; there are: {'; '.join(map(str, listed))}"
-        raise OptionError(
-            msg if listed else f"{msg}none that this model can list",
-            where="options",
-            hint="a line or a function of these",
-        )
+        msg = f"intended={options.intended} names no cut; there are: {'; '.join(map(str, listed)) or 'none that are listed'}"
+        hint = "a line or a function of these"
+        if meant:
+            msg = f"{'; '.join(map(str, meant))} can be removed, and not held: what it cuts off is not known as values"
+            hint = "without intended=: the report proves the cut by removing it, and shows what it leaves out"
+        raise OptionError(msg, where="options", hint=hint)
     return held
 
 

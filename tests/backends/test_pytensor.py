@@ -6,6 +6,7 @@ import numpy as np
 import pytensor
 import pytest
 from pytensor import tensor as pt
+from pytensor.scan import until
 from pytensor.scan.op import Scan
 
 import gradaudit
@@ -15,7 +16,7 @@ from gradaudit.backends.numpy import backend as reference
 from gradaudit.backends.pytensor import PytensorModel
 from gradaudit.backends.pytensor.modes import LIGHT
 from gradaudit.direction import Point, displace, random_direction
-from gradaudit.errors import AmbiguousBackendError, ModelContractError
+from gradaudit.errors import AmbiguousBackendError, ModelContractError, OptionError
 from gradaudit.recurrent import none, tail
 from tests.backends.cutting import marked
 from tests.backends.test_networks import case
@@ -152,6 +153,59 @@ def test_a_truncated_scan_of_the_users_own_is_found():
             (finding,) = weights.findings
             assert (finding.code, finding.confidence) == ("GA101", "proven"), str(weights)
             assert f"truncate_gradient=4 at test_pytensor.py:{line}" in finding.sentence
+            # what it is of the full gradient, and whether it is right given its cut
+            bias = 100 * report.findings[0].numbers["bias"]
+            assert f"its bias is {bias:.2f} %" in report.findings[0].sentence
+            meant = gradaudit.audit((states**2).mean(), [x, w, r], intended=[f"test_pytensor.py:{line}"])
+            assert (meant.verdict, meant.judged) == (Verdict.AGREE, "frozen"), str(meant)
+            assert meant.findings[0].remedy.startswith("You mean this cut")
+
+
+def test_a_wrong_gradient_is_wrong_given_its_truncation_too():
+    x = pytensor.shared(np.random.default_rng(0).standard_normal((12, 3)), name="x")
+    w = pytensor.shared(np.full((3, 3), 0.3), name="w")
+    stopped = pytensor.gradient.disconnected_grad(w)
+    states = pytensor.scan(lambda x, h, w: pt.tanh(x @ w + h), sequences=x, outputs_info=pt.zeros(3),
+                           non_sequences=w, truncate_gradient=4, return_updates=False)  # fmt: skip
+    loss = (states @ stopped).mean()
+    (scan,) = [cut for cut in registry.model_of(loss, [x, w]).cuts() if cut.kind.startswith("truncate")]
+    report = gradaudit.audit(loss, [x, w], intended=[scan.place])
+    assert (report.verdict, report.judged) == (Verdict.DISAGREE, "frozen"), str(report)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_the_first_steps_of_a_truncated_scan_are_held(k):
+    """Two states before, an output that is no state, and a sequence: by the derivative of the loss that is held."""
+    rng = np.random.default_rng(1)
+    x = pytensor.shared(rng.standard_normal((9, 2)), name="x")
+    w, start = (pytensor.shared(rng.standard_normal((2, 2)), name=name) for name in ("w", "start"))
+    (states, squares) = pytensor.scan(
+        lambda x, before, h, w: (pt.tanh(x @ w + h - 0.4 * before), h**2),
+        sequences=x,
+        outputs_info=[{"initial": start, "taps": [-2, -1]}, None],
+        non_sequences=w,
+        truncate_gradient=k,
+        return_updates=False,
+    )
+    model = registry.model_of((states * squares).sum() + states[-1].sum(), [x, w, start])
+    held, p = model.holding(model.cuts()), model.parameters()
+    assert held.loss(p) == model.loss(p)
+    found = {name: 0 * p[name] if g is None else g for name, g in held.value_and_grad(p)[1].items()}
+    assert_same(found, model.value_and_grad(p)[1])
+    changed = p | {"start": p["start"] + 1, "x": p["x"] + np.where(np.arange(9)[:, None] < 9 - k, 1.0, 0.0)}
+    assert (held.loss(changed) == model.loss(p)) == (k < 9)
+    assert held.loss(p | {"x": p["x"] + 1}) != model.loss(p)
+
+
+def test_a_scan_that_stops_by_a_condition_is_not_held():
+    w, _, _ = trained()
+    states = pytensor.scan(lambda h, w: (h * w, until(h > 9)), outputs_info=pt.ones(()),
+                           non_sequences=w.sum(), n_steps=5, truncate_gradient=2, return_updates=False)  # fmt: skip
+    model = registry.model_of(states[-1] ** 2, [w])
+    (cut,) = model.cuts()
+    assert model.holding([cut]) is None
+    with pytest.raises(OptionError, match=r"can be removed, and not held(.|\n)*without intended="):
+        gradaudit.audit(states[-1] ** 2, [w], intended=["*"])
 
 
 def test_a_loss_without_its_variables():
@@ -212,7 +266,7 @@ def test_cuts_are_listed_removed_and_held():
     np.testing.assert_allclose(whole["w"], 4 * p["w"].sum(), rtol=1e-14)
     np.testing.assert_allclose(whole["b"], 6 * p["b"] ** 5, rtol=1e-14)
     assert model.without([stop, scan]).cuts() == []
-    assert model.holding([scan]) is None
+    np.testing.assert_allclose(model.holding([scan]).value_and_grad(p)[1]["b"], model.value_and_grad(p)[1]["b"], rtol=1e-14)
     held = model.holding([stop])
     assert held.loss(p) == model.loss(p)
     twice = p | {"w": 2 * p["w"]}

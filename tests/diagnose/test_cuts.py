@@ -155,7 +155,7 @@ def test_an_intended_cut_is_no_licence_for_another_fault():
 def test_an_intended_cut_that_is_not_there_is_an_error():
     with pytest.raises(gradaudit.errors.OptionError, match=r"model\.py:7.*detach at model\.py:2 in forward"):
         gradaudit.audit(Product([cut(2)]), intended=["model.py:7"])
-    with pytest.raises(gradaudit.errors.OptionError, match="none that this model can list"):
+    with pytest.raises(gradaudit.errors.OptionError, match="none that are listed"):
         gradaudit.audit(Product([]), intended=["model.py:7"])
     with pytest.raises(gradaudit.errors.OptionError, match="must be globs"):
         gradaudit.AuditOptions(intended=[57])

@@ -167,13 +167,13 @@ class PytensorModel:
         return self._changed(lambda p: cuts.removed(self._function(p), cut))
 
     def holding(self, cut: Collection[Cut]) -> PytensorModel | None:
-        """The loss whose cut values stay what they are at the base point; None: a truncated scan is among the cuts."""
+        """The loss whose cut values stay what they are at the base point; None: a scan among the cuts stops by a condition."""
         variables = cuts.values_to_hold(self._loss, cut)
         if variables is None:
             return None
         symbols = list(self._symbols.values())
         values = compiled(symbols, variables, LIGHT)(*self._arrays(self._parameters))
-        held = cuts.held(self._loss, {v: pt.constant(x) for v, x in zip(variables, values, strict=True)})
+        held = cuts.held(self._loss, dict(zip(variables, values, strict=True)))
         return self._changed(lambda p: rebuilt(held, {symbol: p[name] for name, symbol in self._symbols.items()}))
 
     def preserved(self) -> AbstractContextManager[None]:
