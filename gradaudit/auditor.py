@@ -139,7 +139,8 @@ def _held(model: Model, options: AuditOptions) -> Model | None:
     meant = [cut for cut in listed if any(cut.matches(glob) for glob in options.intended)]
     held = model.holding(meant) if meant and isinstance(model, SupportsCuts) else None
     if held is None:
-        msg = f"intended={options.intended} names no cut; there are: {'; '.join(map(str, listed)) or 'none that are listed'}"
+        there = "; ".join(map(str, listed)) or "none that are listed"
+        msg = f"intended={options.intended} names no cut; there are: {there}"
         hint = "a line or a function of these"
         if meant:
             msg = f"{'; '.join(map(str, meant))} can be removed, and not held: what it cuts off is not known as values"

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import click
@@ -14,12 +15,13 @@ from gradaudit.backends import registry
 from gradaudit.cli import blind as blind_command
 from gradaudit.cli import demo as demo_command
 from gradaudit.cli import target
-from gradaudit.cli.output import backends_table, progress
+from gradaudit.cli.output import backends_table, in_a_folder, progress
 from gradaudit.diagnose.table import page, rules
 from gradaudit.errors import BackendNotInstalledError, BackendVersionError, GradauditError
 from gradaudit.lens import bias_curve
 from gradaudit.protocols import SupportsTruncation
 from gradaudit.recurrent import Truncation
+from gradaudit.render.to_plot import drawable
 from gradaudit.render.to_text import table
 
 __all__ = ["cli"]
@@ -67,7 +69,13 @@ def cli() -> None:
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the weights, the data and the probes.")
 @click.option("--blind", is_flag=True, help="Hand the recurrent net over as a black box, and find the cause.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Save all reports here.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, writable=True),
+    callback=in_a_folder,
+    help="Save all reports here.",
+)
 @_errors_as_exit_codes
 def demo(
     backend: str,
@@ -108,12 +116,19 @@ def demo(
 @cli.command()
 @click.argument("model")
 @click.option("--delta", default=0.1, show_default=True, help="The relative bias to stay below.")
-@click.option("--kind", "kinds", multiple=True, help="window, chunks or tail, also several times.  [default: all]")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    help="window, chunks, tail or tbptt:K1, also several times.  [default: first three]",
+)
 @click.option("--horizon", default=256, show_default=True, help="The longest window that is tried.")
 @click.option("--no-full", is_flag=True, help="Do without the full gradient: bounds, by a geometric series.")
 @click.option("--steps", type=int, help="Number of steps T, if the model does not say it.")
 @click.option("--plot", "plot_path", type=click.Path(dir_okay=False), help="Draw it to this .png, .svg or .pdf.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Save it here.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, writable=True), callback=in_a_folder, help="Save it here."
+)
 @_errors_as_exit_codes
 def truncation(
     model: str,
@@ -130,9 +145,11 @@ def truncation(
     MODEL is module:object or path/to/file.py:name: a recurrent model that has with_truncation, or a function that
     returns one. Exits with 0 when there is such a k for every kind, and with 3 when the horizon was too short for one.
     """
+    if plot_path is not None:
+        drawable(Path(plot_path))
     found = target.load(model)
-    if not isinstance(found, SupportsTruncation) and callable(found):
-        found = found()
+    if not isinstance(found, SupportsTruncation):
+        found = target.made(found)
     chosen = {"kinds": kinds} if kinds else {}
     with progress("measuring") as advance:
         curve = bias_curve(
@@ -146,12 +163,12 @@ def truncation(
             **chosen,
         )
     click.echo(str(curve))
-    if plot_path is not None:
-        curve.plot(plot_path)
-        click.echo(f"\ndrawn to {plot_path}")
     if json_path is not None:
         curve.save(json_path)
         click.echo(f"\nsaved to {json_path}")
+    if plot_path is not None:
+        curve.plot(plot_path)
+        click.echo(f"\ndrawn to {plot_path}")
     sys.exit(0 if curve.answered else _INCONCLUSIVE)
 
 

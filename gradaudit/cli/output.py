@@ -5,17 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gradaudit.backends.registry import BackendSpec, installed_version
 from gradaudit.render.to_text import table
 
-__all__ = ["Advance", "backends_table", "progress"]
+__all__ = ["Advance", "backends_table", "in_a_folder", "progress"]
 
 #: (what is being done, forward passes so far) -> None
 Advance = Callable[[str, int], None]
+
+
+def in_a_folder(_: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """A path to write to, refused before the work if its folder does not exist."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        msg = f"there is no folder {Path(path).parent}"
+        raise click.BadParameter(msg, param=option)
+    return path
 
 
 @contextmanager

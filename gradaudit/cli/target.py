@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from gradaudit.errors import OptionError
 
-__all__ = ["load"]
+__all__ = ["load", "made"]
 
 _HINT = "write module:object or path/to/file.py:name, for example train.py:make_model"
 
@@ -37,6 +39,18 @@ def load(text: str) -> Any:
             raise OptionError(msg, where="MODEL", hint=f"one of {', '.join(names[:12])}" if names else _HINT)
         found = getattr(found, part)
     return found
+
+
+def made(found: Any) -> Any:
+    """What a function that needs no arguments returns; anything else as it is. What it raises passes unchanged."""
+    # an object that can be called is a layer, more likely than a function that makes one
+    if not inspect.isroutine(found) and not inspect.isclass(found) and not isinstance(found, partial):
+        return found
+    try:
+        inspect.signature(found).bind()
+    except (TypeError, ValueError):  # it needs arguments, or nobody knows
+        return found
+    return found()
 
 
 def _file(path: Path) -> ModuleType:

@@ -167,7 +167,7 @@ class _Lens:
         self._eps = eps(next(iter(self._parameters.values())).dtype)
         self._whole = self._sample(none()) if full else None
         self._reference = Reference(self._whole.gradient if self._whole else ())
-        self._counted: Counted | None = None
+        self._counted: Counted = np.ones(len(self._parameters), bool)
 
     @property
     def full_seconds(self) -> float | None:
@@ -221,7 +221,8 @@ class _Lens:
 
     def _sample(self, truncation: Truncation) -> _Sample:
         model = cast("SupportsTruncation", self._model).with_truncation(truncation)
-        found, seconds = {}, 0.0
+        found: Gradients = {}
+        seconds = 0.0
         # frameworks that compile do so at the first call, which says nothing of the next thousand
         for _ in range(2 if isinstance(self._model, SupportsWindows) else 1):
             started = time.perf_counter()

@@ -6,9 +6,11 @@ import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradaudit.arrays import Array
 from gradaudit.compare import Comparison, Verdict, worst
@@ -21,6 +23,7 @@ from gradaudit.measure.state import preserved
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import Model
+from gradaudit.render.to_plot import step_plot
 from gradaudit.render.to_text import number, table
 
 __all__ = ["StepView", "by_step"]
@@ -28,6 +31,12 @@ __all__ = ["StepView", "by_step"]
 _OTHER = 7_919
 #: Runs of steps that the text shows; more are told by their number.
 _MOST_RUNS = 24
+#: And so many steps one by one, in lines of so many.
+_MOST_SHOWN, _A_LINE = 400, 80
+_LEGEND = (
+    "  By step: the size, so many powers of ten below the largest; and how much of it is off, 0 all,",
+    "  1 a third, 2 a tenth, 3 a thirtieth, ..., . nothing.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +72,45 @@ class StepView:
         known = np.abs(self.numeric) > self.bound
         return np.where(known, self.analytic / np.where(known, self.numeric, 1.0), np.nan)
 
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Which steps disagree, (T,)."""
+        return np.array([verdict is Verdict.DISAGREE for verdict in self.verdicts])
+
+    def picture(self) -> str:
+        """All steps, one character each, 80 to a line.
+
+        Above, how large the numeric derivative is: so many powers of ten below the largest, ``.`` where the loss does
+        not depend on the step. Below, how much of it the analytic one is off: 0 all of it or more, 1 a third, 2 a
+        tenth, 3 a thirtieth, ...; ``.`` agree, ``?`` inconclusive. There, a tail is a row of zeros with a cliff, chunks
+        are saw teeth, a window is a band, and a gradient that vanishes is a slope above and dots below.
+        """
+        sizes, missing = np.abs(self.numeric), np.abs(self.analytic - self.numeric)
+        known = sizes > self.bound
+        largest = sizes[known].max(initial=0.0)
+        above = [_digit(size, largest) if there else "." for size, there in zip(sizes, known, strict=True)]
+        signs = {Verdict.AGREE: ".", Verdict.INCONCLUSIVE: "?"}
+        below = [
+            signs.get(verdict) or _digit(gap, size, finer=2)
+            for verdict, gap, size in zip(self.verdicts, missing, sizes, strict=True)
+        ]
+        digits, lines = len(f"{len(above):,}"), []
+        for start in range(0, len(above), _A_LINE):
+            part = slice(start, start + _A_LINE)
+            lines += [
+                f"  {start + 1:{digits},} size  {''.join(above[part])}",
+                f"  {'':{digits}} off   {''.join(below[part])}",
+            ]
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path) -> None:
+        """Both derivatives and their relative error by step, drawn to a PNG, SVG or PDF. Needs the extra ``plot``.
+
+        Raises:
+            OptionError: matplotlib is not installed, or does not know the ending.
+        """
+        step_plot(self, Path(path))
+
     def runs(self) -> Iterator[tuple[int, int, Verdict]]:
         """Consecutive steps of one verdict, as (first, last, verdict), steps counted from 1."""
         at = 0
@@ -85,7 +133,17 @@ class StepView:
         n_steps, more = len(self.verdicts), len(runs) - _MOST_RUNS
         before = f"\n  and {more} runs of steps before" if more > 0 else ""
         head = f"{self.verdict.name}   {self.tensor} by step, {n_steps:,} steps along axis {self.axis}"
-        return "\n".join([f"{head}, {self.evaluations:,} evaluations", "", *table(rows, right=(1, 2, 3))]) + before
+        shown = [f"{head}, {self.evaluations:,} evaluations", "", *table(rows, right=(1, 2, 3))]
+        if self.wrong.any() and n_steps <= _MOST_SHOWN:
+            shown += ["", *_LEGEND, self.picture()]
+        return "\n".join(shown) + before
+
+
+def _digit(size: float, whole: float, *, finer: int = 1) -> str:
+    """How many powers of ten, or parts of one, a size is below the whole, rounded, at most 9."""
+    if not size > 0:
+        return "9"
+    return str(int(np.clip(np.rint(-finer * np.log10(size / whole)), 0, 9))) if size < whole else "0"
 
 
 def by_step(model: Model, tensor: str, axis: int, options: AuditOptions) -> StepView:

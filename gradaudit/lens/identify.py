@@ -243,12 +243,15 @@ def _check_sum(
         losses = [float(probe.numeric.loss({**parameters, probe.name: x})) for x in (own, moved)]
         here, there = losses[1] - losses[0], float((steps[1] - steps[0]).sum())
         rounding = _ROUNDINGS * eps(probe.digits) * float(np.abs(losses).max() + np.abs(steps).sum(axis=1).max())
-    if not np.isfinite([here, there, rounding]).all() or abs(here - there) <= rounding + _SAME * max(abs(here), abs(there)):
+    if not np.isfinite([here, there, rounding]).all() or abs(here - there) <= rounding + _SAME * max(
+        abs(here), abs(there)
+    ):
         return
     msg = f"with the inputs moved, the loss changes by {number(here)} and the sum of the step losses by {number(there)}"
     times = f", {number(there / here)} times as much" if here else ""
     hint = "what each step adds to this very loss: where that is a mean, its share of the mean"
-    raise ModelContractError(f"{msg}{times}", where="step_losses", hint=hint)
+    msg += times
+    raise ModelContractError(msg, where="step_losses", hint=hint)
 
 
 def _by_influence(probe: Probe, losses: Rows | None) -> Identified:

@@ -90,7 +90,8 @@ class Problem:
             raise ModelContractError(msg, where="weights", hint="give them all one dtype")
         if next(iter(self.weights.values())).dtype.kind in "biuc":
             # every derivative would be that of a step function
-            raise ModelContractError(f"weights have dtype {dtypes[0]}", where="weights", hint="w.astype('float32')")
+            msg = f"weights have dtype {dtypes[0]}"
+            raise ModelContractError(msg, where="weights", hint="w.astype('float32')")
         if self.data.features.shape[2] != self.spec.n_features:
             msg = f"the features have {self.data.features.shape[2]} dimensions"
             raise ModelContractError(msg, where="data", hint=f"this spec wants {self.spec.n_features}")

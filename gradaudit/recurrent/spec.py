@@ -166,8 +166,9 @@ class SequenceData:
         features: (N, T, D), numbers.
         labels: (N, T), whole numbers in 0..C-1.
         mask: (N, T), which steps there are; at the others the state stays as it is, and there is no loss.
-        state: (N, S), the state before the first step, for example what the call before left (`n_state`); zero if not
-            given. The lowest layer comes first, and h before c.
+        state: (N, S), the state before the first step, for example what the call before left after its T steps,
+            ``model.states_after([T])[0]``; zero if not given. S is `RecurrentSpec.n_state`; the lowest layer comes
+            first, and h before c.
 
     Raises:
         ModelContractError: shapes that do not fit, features that are no numbers, or labels that are not whole ones.

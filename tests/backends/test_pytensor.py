@@ -266,7 +266,9 @@ def test_cuts_are_listed_removed_and_held():
     np.testing.assert_allclose(whole["w"], 4 * p["w"].sum(), rtol=1e-14)
     np.testing.assert_allclose(whole["b"], 6 * p["b"] ** 5, rtol=1e-14)
     assert model.without([stop, scan]).cuts() == []
-    np.testing.assert_allclose(model.holding([scan]).value_and_grad(p)[1]["b"], model.value_and_grad(p)[1]["b"], rtol=1e-14)
+    np.testing.assert_allclose(
+        model.holding([scan]).value_and_grad(p)[1]["b"], model.value_and_grad(p)[1]["b"], rtol=1e-14
+    )
     held = model.holding([stop])
     assert held.loss(p) == model.loss(p)
     twice = p | {"w": 2 * p["w"]}

@@ -147,7 +147,7 @@ def test_the_state_is_carried_from_call_to_call(backend):
     spec, weights, data = case("stacked", n_steps=8)
     _, whole = backend.recurrent_model(spec, weights, data, chunks(4)).value_and_grad(weights)
     first = SequenceData(features=data.features[:, :4], labels=data.labels[:, :4], state=data.state)
-    left = backend.network(backend.recurrent_model(spec, weights, first)._problem).states(weights)[-1]
+    (left,) = backend.recurrent_model(spec, weights, first).states_after(np.array([4]))
     second = SequenceData(features=data.features[:, 4:], labels=data.labels[:, 4:], state=left)
     parts = [backend.recurrent_model(spec, weights, part).value_and_grad(weights)[1] for part in (first, second)]
     assert_close({name: (parts[0][name] + parts[1][name]) / 2 for name in whole}, whole, 1e-12)

@@ -51,13 +51,22 @@ def test_a_problem_has_its_sizes():
 
 def test_lists_are_sequences():
     data = SequenceData(features=[[[1.0], [2.0]]], labels=[[0, 1]], mask=[[True, False]], state=[[0.0, 0.0]])
-    assert (data.features.shape, data.labels.shape, data.mask.dtype, data.state.shape) == ((1, 2, 1), (1, 2), bool, (1, 2))
+    assert (data.features.shape, data.labels.shape, data.mask.dtype, data.state.shape) == (
+        (1, 2, 1),
+        (1, 2),
+        bool,
+        (1, 2),
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: RecurrentSpec(n_features=0, n_classes=2), OptionError, "n_features must be a whole number, at least 1, got 0"),
+        (
+            lambda: RecurrentSpec(n_features=0, n_classes=2),
+            OptionError,
+            "n_features must be a whole number, at least 1, got 0",
+        ),
         (lambda: RecurrentSpec(n_features=2.5, n_classes=2), OptionError, "at least 1, got 2.5"),
         (lambda: RecurrentSpec(n_features=2, n_classes=2, activation="gelu"), OptionError, "unknown activation 'gelu'"),
         (lambda: RecurrentSpec(n_features=2, n_classes=2, outputs="first"), OptionError, "unknown outputs 'first'"),

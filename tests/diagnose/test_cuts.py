@@ -7,7 +7,10 @@ import pytest
 
 import gradaudit
 from gradaudit import Verdict
+from gradaudit.arrays import global_norm
+from gradaudit.recurrent import chunks, none, tail, window
 from gradaudit.sites import Cut
+from tests.core.test_by_step import Rnn
 
 X = np.random.default_rng(0).uniform(0.5, 1.5, 30)
 
@@ -160,3 +163,48 @@ def test_an_intended_cut_that_is_not_there_is_an_error():
     with pytest.raises(gradaudit.errors.OptionError, match="must be globs"):
         gradaudit.AuditOptions(intended=[57])
     assert gradaudit.AuditOptions(intended="model.py:7") == gradaudit.AuditOptions(intended=["model.py:7"])
+
+
+class CutInTime(Rnn):
+    """A recurrent program that declares nothing, and whose line can be found and removed."""
+
+    def cuts(self):
+        return (cut(57, executions=3),)
+
+    def without(self, cuts):
+        return Rnn(none())
+
+    def holding(self, cuts):
+        return None
+
+
+@pytest.mark.parametrize("truncation", [tail(4), chunks(4), window(3)], ids=str)
+def test_a_truncation_that_nobody_declared_has_a_bias_and_a_way_to_accept_it(truncation):
+    model = CutInTime(truncation)
+    (finding,) = gradaudit.audit(model).findings
+    kept, full = (m.value_and_grad(m.parameters())[1] for m in (model, Rnn(none())))
+    bias = global_norm({name: kept[name] - full[name] for name in full}) / global_norm(full)
+    assert (finding.code, finding.confidence, finding.numbers["k"]) == ("GA104", "proven", truncation.k)
+    assert finding.numbers["bias"] == pytest.approx(bias)
+    assert finding.numbers["norm_ratio"] == pytest.approx(global_norm(kept) / global_norm(full))
+    assert f"its bias is {100 * bias:.2f} %" in finding.sentence
+    assert 'pass intended=["model.py:57"]' in finding.remedy
+
+
+def test_a_bias_that_nobody_knows_is_not_said():
+    (finding,) = gradaudit.audit(Rnn(chunks(4))).findings
+    assert (finding.code, finding.confidence) == ("GA104", "consistent")
+    assert "bias is" not in finding.sentence
+    assert "bias" not in finding.numbers
+    assert "intended" not in finding.remedy
+
+
+def test_an_accepted_truncation_that_is_not_declared_is_not_ignored_in_silence():
+    for model in (CutInTime(chunks(4)), Rnn(none())):
+        report = gradaudit.audit(model, truncation=chunks(4))
+        (remark,) = report.remarks
+        assert remark.startswith(
+            "truncation=chunks(4) was not used: this model declares no truncation; to accept lines"
+        )
+        assert "was not used: this model declares no truncation" in str(report).replace("\n  ", " ")
+        assert gradaudit.audit(model).remarks == ()

@@ -9,6 +9,7 @@ import pytest
 
 import gradaudit
 from gradaudit import Verdict
+from gradaudit.arrays import global_norm
 from gradaudit.backends.numpy import NumpyModel, backend
 from gradaudit.compare import Comparison
 from gradaudit.diagnose.rearranged import transposed
@@ -399,7 +400,25 @@ def test_an_accepted_truncation_agrees_and_shows_its_bias():
 
 
 def test_accepting_another_truncation_accepts_nothing():
-    assert gradaudit.audit(recurrent(), truncation=tail(2)).verdict is Verdict.DISAGREE
+    report = gradaudit.audit(recurrent(), truncation=tail(2))
+    assert report.verdict is Verdict.DISAGREE
+    assert report.remarks == ("truncation=tail(2) was not used: this model declares tail(3).",)
+
+
+def test_a_readout_does_not_make_the_bias_small():
+    spec = RecurrentSpec(n_features=2, n_classes=2, cell="elman", activation="tanh", n_hidden=3)
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape) for name, shape in spec.shapes().items()}
+    weights["V"] *= 0.1
+    data = random_sequences(spec, n_sequences=2, n_steps=12, seed=0, dtype="float64")
+    model = backend.recurrent_model(spec, weights, data, window(2))
+    kept, full = (m.value_and_grad(weights)[1] for m in (model, model.with_truncation(none())))
+    (finding,) = gradaudit.audit(model).findings
+    cut = "W", "R", "b"
+    left = global_norm({n: kept[n] - full[n] for n in cut})
+    assert finding.numbers["bias"] == pytest.approx(left / global_norm({n: full[n] for n in cut}))
+    assert finding.numbers["bias"] > 3 * left / global_norm(full)
+    assert "Over W, R, b, the gradient's norm is" in finding.sentence
 
 
 def test_an_accepted_truncation_does_not_hide_a_wrong_gradient():

@@ -26,6 +26,10 @@ def make(R=0.8):
 model = make()
 holder = type("Holder", (), {"model": model})
 number = 3
+class Layer:
+    def __call__(self, x): raise ZeroDivisionError("called without need")
+layer = Layer()
+def needs_arguments(x): return model
 def broken(): raise ZeroDivisionError("the user's own")
 """
 
@@ -88,12 +92,23 @@ def test_a_figure(program, tmp_path):
         (["no_such_file.py:model"], "there is no file no_such_file.py"),
         (["no_such_module:model"], "there is no module 'no_such_module'"),
         (["{}:no_such_name"], "there is no 'no_such_name' in {}"),
+        (["{}:layer"], "a Layer has no truncation of its own that could be changed"),
+        (["{}:needs_arguments"], "a function has no truncation of its own that could be changed"),
+        (["{}:model", "--plot", "bias.xyz"], "cannot save a plot to bias.xyz"),
+        (["{}:model", "--plot", "no_such_folder/bias.png"], "there is no folder no_such_folder"),
+        (["{}:model", "--json", "no_such_folder/bias.json"], "there is no folder no_such_folder"),
+        (["{}:model", "--steps", "10"], "n_steps is 10, and the model has 60 steps"),
         (["{}:number"], "a int has no truncation of its own that could be changed"),
         (["{}:model", "--kind", "detach"], "no bias curve of 'detach'"),
         (["{}:model", "--delta", "2"], "delta must be between 0 and 1, got 2.0"),
     ],
 )
-def test_usage_errors(program, arguments, text):
+def test_usage_errors(program, arguments, text, monkeypatch):
+    def measured(*_args, **_options):
+        pytest.fail("measured before it was refused")
+
+    if "--plot" in arguments or "--json" in arguments:
+        monkeypatch.setattr("gradaudit.cli.main.bias_curve", measured)
     result = run(*(argument.format(program) for argument in arguments))
     assert result.exit_code == 2
     assert text.format(program) in result.stderr

@@ -43,7 +43,7 @@ def removed(loss: Any, cuts: Collection[Cut]) -> Any:
 
 
 def values_to_hold(loss: Any, cuts: Collection[Cut]) -> list[Any] | None:
-    """The variables that these cuts cut off, wholly or in the first steps; None: a scan among them is not of this kind."""
+    """The variables that these cuts cut off, wholly or in the first steps; None: that of a scan is not known."""
     nodes = [node for node in io_toposort([], [loss]) if _kind(node.op) is not None and _cut(node) in cuts]
     if any(isinstance(node.op, Scan) and not _can_start_late(node.op.info) for node in nodes):
         return None
@@ -52,7 +52,7 @@ def values_to_hold(loss: Any, cuts: Collection[Cut]) -> list[Any] | None:
 
 
 def held(loss: Any, values: Mapping[Any, Any]) -> Any:
-    """The loss with these variables held at these values; of a truncated scan the first steps, what it does not cover."""
+    """The loss with these variables held at these values; of a truncated scan its first steps are."""
 
     def change(node: Any, inputs: list[Any]) -> list[Any] | None:
         if isinstance(node.op, Scan) and node.outputs[0] in values:

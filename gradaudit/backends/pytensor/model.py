@@ -167,7 +167,7 @@ class PytensorModel:
         return self._changed(lambda p: cuts.removed(self._function(p), cut))
 
     def holding(self, cut: Collection[Cut]) -> PytensorModel | None:
-        """The loss whose cut values stay what they are at the base point; None: a scan among the cuts stops by a condition."""
+        """The loss whose cut values stay those of the base point; None: a scan among the cuts stops by a condition."""
         variables = cuts.values_to_hold(self._loss, cut)
         if variables is None:
             return None
