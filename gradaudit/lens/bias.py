@@ -58,7 +58,8 @@ def bias_curve(
 
     The built-in networks have every window: window(k + 1) is window(k) and the pairs of steps k apart, which cost T
     steps side by side, see `gradaudit.protocols.SupportsWindows`. Only 1, 2, 4, 8, ... and the answer are gradients of
-    their own then: in all at most ``3 K`` times the steps of the full one, and the answer's.
+    their own then, each run twice, to be timed without compiling: in all at most ``5 K`` times the steps of the full
+    one, and the answer's.
 
     The bias of a kind is that of all parameters together which it changes: the gradient of a readout is whole under
     every window, and would hide what that of the recurrent weights lacks. Each parameter's own is beside it.
