@@ -23,6 +23,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import islice, product
 from multiprocessing import get_context
@@ -92,15 +93,23 @@ def shared(backend: str, n_steps: int, every: int, *, eager: bool, processes: in
     """`check`, the networks shared by so many processes; how far they are goes to stderr."""
     n_networks, compared, worst, where = sum(1 for _ in cases(n_steps)), 0, 0.0, ""
     job = partial(one_network, backend, n_steps, every, eager=eager)
-    # a process that has compiled thousands of programs can crash
-    with get_context("spawn").Pool(processes, maxtasksperchild=10) as pool:
-        found = pool.imap_unordered(job, range(n_networks))
-        for done, (n, off, place) in enumerate(found, start=1):
+    # a process that has compiled thousands of programs can crash, and a crash must not go unseen
+    with ThreadPoolExecutor(processes) as pool:
+        running = {pool.submit(in_a_process, job, index): index for index in range(n_networks)}
+        for done, future in enumerate(as_completed(running), start=1):
+            n, off, place = future.result()
             compared += n
             if off > worst:
                 worst, where = off, place
-            print(f"{done} of {n_networks} networks, {compared:,}, worst {worst:.1e}", file=sys.stderr, flush=True)
+            told = f"network {running[future]}; {done} of {n_networks}, {compared:,}, worst {worst:.1e}"
+            print(told, file=sys.stderr, flush=True)
     return compared, worst, where
+
+
+def in_a_process(job, index: int) -> tuple[int, float, str]:
+    """What a job returns in a process of its own, which ends with it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+        return own.submit(job, index).result()
 
 
 def one_network(backend: str, n_steps: int, every: int, index: int, *, eager: bool) -> tuple[int, float, str]:
