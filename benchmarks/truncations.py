@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice, product
 from multiprocessing import get_context
@@ -96,20 +97,34 @@ def shared(backend: str, n_steps: int, every: int, *, eager: bool, processes: in
     # a process that has compiled thousands of programs can crash, and a crash must not go unseen
     with ThreadPoolExecutor(processes) as pool:
         running = {pool.submit(in_a_process, job, index): index for index in range(n_networks)}
+        crashed = []
         for done, future in enumerate(as_completed(running), start=1):
-            n, off, place = future.result()
+            try:
+                n, off, place = future.result()
+            except BrokenProcessPool:
+                crashed.append(running[future])
+                print(f"network {running[future]} crashed", file=sys.stderr, flush=True)
+                continue
             compared += n
             if off > worst:
                 worst, where = off, place
             told = f"network {running[future]}; {done} of {n_networks}, {compared:,}, worst {worst:.1e}"
             print(told, file=sys.stderr, flush=True)
+    if crashed:
+        sys.exit(f"the networks {crashed} crashed; of the others {compared:,} combinations, worst {worst:.1e} ({where})")
     return compared, worst, where
 
 
 def in_a_process(job, index: int) -> tuple[int, float, str]:
-    """What a job returns in a process of its own, which ends with it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
-        return own.submit(job, index).result()
+    """What a job returns in a process of its own, which ends with it; asked a second time where that crashed."""
+    for last in (False, True):
+        try:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+                return own.submit(job, index).result()
+        except BrokenProcessPool:
+            if last:
+                raise
+    raise AssertionError
 
 
 def one_network(backend: str, n_steps: int, every: int, index: int, *, eager: bool) -> tuple[int, float, str]:
