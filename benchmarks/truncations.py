@@ -111,7 +111,7 @@ def shared(backend: str, n_steps: int, every: int, *, eager: bool, processes: in
             told = f"network {running[future]}; {done} of {n_networks}, {compared:,}, worst {worst:.1e}"
             print(told, file=sys.stderr, flush=True)
     if crashed:
-        sys.exit(f"the networks {crashed} crashed; of the others {compared:,} combinations, worst {worst:.1e} ({where})")
+        sys.exit(f"networks {crashed} crashed; of the others {compared:,} combinations, worst {worst:.1e} ({where})")
     return compared, worst, where
 
 
