@@ -72,6 +72,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GA405", "wrong entries", arrangement.wrong_entries),
     Rule("GA406", "wrong block", arrangement.wrong_block),
     Rule("GA901", "unexplained", precision.unexplained),
+    Rule("GA704", "the loss does not depend on the parameters", point.constant, explains=False),
     Rule("GA702", "low precision inside the loss", precision.low_precision_inside, explains=False),
     Rule("GA701", "not resolved at this precision", precision.unresolved, explains=False),
 )

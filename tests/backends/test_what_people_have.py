@@ -45,6 +45,11 @@ def wrong(target, at=None, *, code, line=None, **options):
     return report
 
 
+def of_nothing(target, at=None, **options):
+    report = gradaudit.audit(target, at, **options)
+    assert (report.verdict, [f.code for f in report.findings]) == (Verdict.INCONCLUSIVE, ["GA704"]), str(report)
+
+
 class TestNumpy:
     __test__ = "numpy" in TESTED
 
@@ -261,6 +266,11 @@ class TestTorch:
         report = wrong(lambda p: (p["a"].requires_grad_(False) * p["b"]).sin().sum(), at, code="GA201")
         assert report.findings[0].parameters == ("a",)
 
+    def test_the_loss_of_another_module(self, torch):
+        a, b = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+        of_nothing(a, loss=lambda a: b(torch.from_numpy(ROWS)).square().mean())
+        right(a, loss=lambda a: (a(torch.from_numpy(ROWS)) - b(torch.from_numpy(ROWS))).square().mean())
+
     def test_a_module_without_a_loss(self, torch):
         with pytest.raises(ModelContractError, match="a Linear alone has no loss"):
             gradaudit.audit(torch.nn.Linear(2, 2))
@@ -292,6 +302,15 @@ class TestJax:
         at = {"W": 0.1 * jnp.ones((4, 5)), "R": 0.5 * jnp.eye(5), "out": [jnp.ones(5), 3, None]}
         report = right(jax.jit(self.rnn) if jitted else self.rnn, at)
         assert {p.name for p in report.parameters} == {"W", "R", "out.0"}
+
+    @pytest.mark.parametrize("jitted", [False, True])
+    def test_the_loss_of_other_weights(self, jitted):
+        import jax
+        from jax import numpy as jnp
+
+        at = {"W": 0.1 * jnp.ones((4, 5)), "R": 0.5 * jnp.eye(5), "out": [jnp.ones(5)]}
+        loss = lambda p: self.rnn(at)  # noqa: E731
+        of_nothing(jax.jit(loss) if jitted else loss, at)
 
     @pytest.mark.parametrize("jitted", [False, True])
     def test_an_equinox_module(self, jitted):
@@ -398,6 +417,11 @@ class TestTensorflow:
         assert {p.name for p in report.parameters} == {v.path for v in net.trainable_variables}
         assert keras.Loss.dtype is own
         assert {layer.compute_dtype for layer in net._flatten_layers()} == {"float32"}
+
+    def test_the_loss_of_another_model(self, keras):
+        a, b = (keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)]) for _ in range(2))
+        of_nothing(a, loss=lambda a: keras.ops.mean(keras.ops.square(b(ROWS))))
+        right(a, loss=lambda a: keras.ops.mean(keras.ops.square(a(ROWS) - 1)))
 
     def test_convolution_and_batch_norm_leave_the_weights(self, keras):
         layers = keras.layers

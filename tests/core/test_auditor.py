@@ -172,6 +172,46 @@ def test_an_unused_parameter_with_zero_or_no_gradient_agrees():
         assert gradaudit.audit(model).verdict is Verdict.AGREE
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.5547217044063721, 1 / 3, 1e30])
+def test_a_loss_of_nothing_that_is_audited_is_not_cleared(value, dtype):
+    for gradient in (np.zeros(3, dtype), None):
+        model = of(lambda p: np.dtype(dtype).type(value), lambda p, g=gradient: {"x": g}, x=np.ones(3, dtype))
+        report = gradaudit.audit(model)
+        assert (report.verdict, report["x"].verdict) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
+        assert [finding.code for finding in report.findings] == ["GA704"]
+    with pytest.raises(GradientMismatchError, match="does not depend on x, and its gradient is zero"):
+        gradaudit.assert_gradients_agree(model)
+
+
+def test_a_gradient_of_a_loss_of_nothing_is_wrong():
+    report = gradaudit.audit(of(lambda p: 1.0, lambda p: {"x": np.ones(3)}, x=np.ones(3)))
+    assert report.verdict is Verdict.DISAGREE
+
+
+@pytest.mark.parametrize("flat", [lambda x: np.maximum(x - 20, 0).sum(), lambda x: float((x > 0.5).sum()),
+                                  lambda x: np.clip(x.sum(), -1, 1)])  # fmt: skip
+def test_a_flat_place_agrees_and_that_is_said(flat):
+    report = gradaudit.audit(of(lambda p: flat(p["x"]), lambda p: {"x": np.zeros(3)}, x=np.array([2.0, 3.0, 1.5])))
+    assert report.verdict is Verdict.AGREE
+    (remark,) = report.remarks
+    assert remark.startswith("The loss is flat here: ")
+
+
+def test_what_moves_says_nothing_of_flat_places():
+    model = of(lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"]), "y": None}, x=[0.3], y=[0.1, 0.2])
+    assert gradaudit.audit(model).remarks == ()
+    # of an unused parameter alone nothing is compared
+    alone = gradaudit.audit(model, parameters="y")
+    assert [finding.code for finding in alone.findings] == ["GA704"]
+
+
+def test_without_budget_a_constant_loss_stays_as_it_was():
+    model = of(lambda p: 1.0, lambda p: {"x": np.zeros(3)}, x=np.ones(3))
+    report = gradaudit.audit(model, max_evaluations=40)
+    assert (report.complete, report.findings) == (False, ())
+
+
 def test_a_saddle_and_a_minimum_agree():
     model = of(lambda p: (p["x"] ** 2).sum() + p["y"].sum() ** 3, lambda p: {"x": 2 * p["x"], "y": np.zeros(2)},
                x=np.zeros(3), y=np.zeros(2))  # fmt: skip
