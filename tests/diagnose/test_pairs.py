@@ -496,6 +496,77 @@ def test_what_is_no_cliff_is_no_truncation(change):
     assert "GA104" not in {finding.code for finding in gradaudit.audit(sequence(change)).findings}
 
 
+def embedding(frozen, tokens=10, seed=0):
+    """The mean of some tokens' rows through a dense layer; the first rows are frozen, as a padding row is."""
+    rng = np.random.default_rng(seed)
+    chosen = np.concatenate([np.arange(40)[:, None] % tokens, rng.integers(tokens, size=(40, 5))], axis=1)
+    v, y = rng.standard_normal(3), rng.standard_normal(40)
+
+    def value_and_grad(p):
+        h = np.tanh(p["rows"][chosen].mean(1))
+        error = h @ p["v"] - y
+        out, g = 2 * error / 40, np.zeros_like(p["rows"])
+        np.add.at(g, chosen, (np.outer(out, p["v"]) * (1 - h**2) / 6)[:, None])
+        g[:frozen] = 0
+        return (error**2).mean(), {"rows": g, "v": h.T @ out}
+
+    parameters = {"rows": rng.standard_normal((tokens, 3)), "v": v}
+    return NumpyModel(lambda p: value_and_grad(p)[0], parameters, value_and_grad=value_and_grad)
+
+
+def dense(frozen, units=9, seed=0):
+    """A dense layer, the first units of which are frozen."""
+    rng = np.random.default_rng(seed)
+    x, y, v = rng.standard_normal((30, 5)), rng.standard_normal(30), rng.standard_normal(units)
+
+    def value_and_grad(p):
+        h = np.tanh(x @ p["fc.weight"].T)
+        out = 2 * (h @ v - y) / 30
+        g = (np.outer(out, v) * (1 - h**2)).T @ x
+        g[:frozen] = 0
+        return ((h @ v - y) ** 2).mean(), {"fc.weight": g}
+
+    weights = {"fc.weight": rng.standard_normal((units, 5)) / 2}
+    return NumpyModel(lambda p: value_and_grad(p)[0], weights, value_and_grad=value_and_grad)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("rows", "frozen"), [(embedding, 1), (embedding, 4), (dense, 1), (dense, 6)])
+def test_frozen_rows_are_no_steps(rows, frozen, seed):
+    assert gradaudit.audit(rows(0, seed=seed)).verdict is Verdict.AGREE
+    (finding,) = gradaudit.audit(rows(frozen, seed=seed)).findings
+    assert finding.code == "GA406"
+    assert f"exactly zero in {frozen} of {10 if rows is embedding else 9} rows" in finding.sentence
+
+
+@pytest.mark.parametrize("change", [lambda g: g * (np.arange(10) > 2), lambda g: 0.5 * g])
+def test_the_first_of_a_chain_of_numbers_are_no_steps(change):
+    """Each number is coupled with its neighbours, and with no other: nothing is carried on."""
+
+    def gradient(p):
+        x = p["x"]
+        inner, g = x[1:] - x[:-1] ** 2, np.zeros(10)
+        g[:-1] = -400 * x[:-1] * inner - 2 * (1 - x[:-1])
+        g[1:] += 200 * inner
+        return {"x": change(g)}
+
+    rosenbrock = of(
+        lambda p: (100 * (p["x"][1:] - p["x"][:-1] ** 2) ** 2 + (1 - p["x"][:-1]) ** 2).sum(),
+        gradient,
+        x=np.random.default_rng(0).standard_normal(10),
+    )
+    assert "GA104" not in {finding.code for finding in gradaudit.audit(rosenbrock).findings}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("steps", "recurrent"), [(8, 0.3), (24, 0.6), (100, 0.9)])
+def test_the_order_of_steps_is_seen_in_the_loss(steps, recurrent, seed):
+    late = (np.arange(steps) >= steps - 3)[:, None, None]
+    model, _ = network(None, steps=steps, recurrent=recurrent, seed=seed, change=lambda g: g * late)
+    (finding,) = gradaudit.audit(model).findings
+    assert (finding.code, finding.numbers["k"], finding.numbers["steps"]) == ("GA104", 3, steps)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
