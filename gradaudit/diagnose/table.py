@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GA304", "clipped by norm", factor.clipped_by_norm),
     Rule("GA301", "constant factor", factor.constant_ratio),
     Rule("GA305", "clipped by value", factor.clipped_by_value),
-    Rule("GA306", "weight decay in the gradient only", factor.decayed),
+    Rule("GA306", "weight decay on one side only", factor.decayed),
     Rule("GA401", "transposed", rearranged.transposed),
     Rule("GA402", "gradients of two parameters swapped", rearranged.swapped),
     Rule("GA403", "blocks in another order", rearranged.permuted),

@@ -585,6 +585,34 @@ def test_what_is_no_sum_over_one_axis(change):
     assert "GA407" not in {finding.code for finding in gradaudit.audit(small(change)).findings}
 
 
+def regression(penalty, given):
+    """Least squares with an L2 penalty: its factor in the loss, and that in the gradient."""
+    rng = np.random.default_rng(0)
+    x, y, w = rng.standard_normal((40, 4)), rng.standard_normal(40), rng.standard_normal(4)
+    return of(
+        lambda p: ((x @ p["w"] - y) ** 2).mean() + penalty / 2 * p["w"] @ p["w"],
+        lambda p: {"w": 2 * x.T @ (x @ p["w"] - y) / 40 + given * p["w"]},
+        w=w,
+    )
+
+
+@pytest.mark.parametrize(
+    ("penalty", "given", "title", "words"),
+    [
+        (0.0, 0.1, "weight decay 0.1 in the gradient only", "the derivative plus 0.1 times the parameters."),
+        (0.1, 0.0, "L2 penalty 0.1 in the loss only", "a penalty 0.1 / 2 * |parameters|^2 that the gradient lacks."),
+        (0.2, 0.1, "L2 penalty 0.1 in the loss only", "the derivative minus 0.1 times the parameters: "),
+    ],
+)
+def test_which_side_has_the_penalty(penalty, given, title, words):
+    (finding,) = gradaudit.audit(regression(penalty, given)).findings
+    assert (finding.code, finding.title) == ("GA306", title)
+    assert words in finding.sentence
+    assert ("Add 0.1 * parameters to the gradient" in finding.remedy) == (penalty > given)
+    assert finding.numbers["decay"] == pytest.approx(given - penalty)
+    assert gradaudit.audit(regression(penalty, penalty)).verdict is Verdict.AGREE
+
+
 def clipped_while_scaled(scale, limit=1.0):
     def fault(gradients):
         norm = np.sqrt(sum((scale * a) ** 2 for g in gradients.values() for a in g.ravel()))
