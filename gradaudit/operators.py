@@ -146,7 +146,7 @@ class _ByDirections(_Forward):
         return block
 
     def parameters(self) -> NamedArrays:
-        return {name: np.zeros(_DIRECTIONS, p.dtype) for name, p in self._base.items()}
+        return {name: np.zeros(_DIRECTIONS, self._base[name].dtype) for name in self._directions}
 
     def loss(self, parameters: NamedArrays) -> Scalar:
         return self._model.loss(self._inputs(parameters))
@@ -160,9 +160,9 @@ class _ByDirections(_Forward):
         return self._model.loss(inputs), gradients
 
     def _inputs(self, coefficients: NamedArrays) -> NamedArrays:
-        moved = {}
-        for name, p in self._base.items():
-            steps = zip(np.asarray(coefficients[name], np.float64), self._directions[name], strict=True)
+        moved = dict(self._base)
+        for name, directions in self._directions.items():
+            p, steps = self._base[name], zip(np.asarray(coefficients[name], np.float64), directions, strict=True)
             moved[name] = (p + sum(t * v for t, v in steps)).astype(p.dtype)
         return moved
 

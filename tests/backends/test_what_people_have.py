@@ -271,6 +271,16 @@ class TestTorch:
         of_nothing(a, loss=lambda a: b(torch.from_numpy(ROWS)).square().mean())
         right(a, loss=lambda a: (a(torch.from_numpy(ROWS)) - b(torch.from_numpy(ROWS))).square().mean())
 
+    @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+    def test_an_empty_parameter(self, torch):
+        net = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 1), "lora": torch.nn.Linear(4, 0)})
+        x = torch.from_numpy(ROWS)
+        for wanted in ("*", "a.*"):
+            report = right(net, loss=lambda net: net["a"](x).square().mean() + net["lora"](x).sum(), parameters=wanted)
+            assert {p.name for p in report.parameters} == {"a.weight", "a.bias"}
+        joined = gradaudit.audit_operator(lambda a, b: torch.cat([a.sin(), b]), x, torch.ones(0, 4))
+        assert joined.verdict is Verdict.AGREE
+
     def test_a_module_without_a_loss(self, torch):
         with pytest.raises(ModelContractError, match="a Linear alone has no loss"):
             gradaudit.audit(torch.nn.Linear(2, 2))
@@ -301,6 +311,13 @@ class TestJax:
 
         at = {"W": 0.1 * jnp.ones((4, 5)), "R": 0.5 * jnp.eye(5), "out": [jnp.ones(5), 3, None]}
         report = right(jax.jit(self.rnn) if jitted else self.rnn, at)
+        assert {p.name for p in report.parameters} == {"W", "R", "out.0"}
+
+    def test_an_empty_array(self):
+        from jax import numpy as jnp
+
+        at = {"W": 0.1 * jnp.ones((4, 5)), "R": 0.5 * jnp.eye(5), "out": [jnp.ones(5), jnp.ones((0, 3))]}
+        report = right(lambda p: self.rnn(p) + p["out"][1].sum(), at)
         assert {p.name for p in report.parameters} == {"W", "R", "out.0"}
 
     @pytest.mark.parametrize("jitted", [False, True])
@@ -417,6 +434,13 @@ class TestTensorflow:
         assert {p.name for p in report.parameters} == {v.path for v in net.trainable_variables}
         assert keras.Loss.dtype is own
         assert {layer.compute_dtype for layer in net._flatten_layers()} == {"float32"}
+
+    def test_an_empty_variable(self):
+        import tensorflow as tf
+
+        at = [tf.Variable([1.0, 2.0, 3.0]), tf.Variable(tf.ones((0, 2)))]
+        report = right(lambda v: tf.reduce_sum(tf.sin(v[0])) + tf.reduce_sum(v[1]), at)
+        assert {p.name for p in report.parameters} == {"0"}
 
     def test_the_loss_of_another_model(self, keras):
         a, b = (keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)]) for _ in range(2))

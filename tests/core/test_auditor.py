@@ -9,7 +9,8 @@ import pytest
 
 import gradaudit
 from gradaudit import Verdict
-from gradaudit.errors import GradientMismatchError
+from gradaudit.backends.numpy import NumpyModel
+from gradaudit.errors import GradientMismatchError, OptionError
 from tests.core.models import mlp, of, replaced, times
 
 
@@ -152,6 +153,28 @@ def test_selection_by_glob():
     report = gradaudit.audit(mlp(times(2.0, "bias")), parameters="*ir*")
     assert [p.name for p in report.parameters] == ["first"]
     assert report.verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_empty_tensor_is_left_out(first, factor, dtype):
+    empty, x = {"empty": np.zeros((0, 3), dtype)}, {"x": np.array([0.3, 0.7, -0.2], dtype)}
+    model = NumpyModel(
+        lambda p: np.sin(p["x"]).sum() + p["empty"].sum(),
+        empty | x if first else x | empty,
+        gradient=lambda p: {"x": p["x"].dtype.type(factor) * np.cos(p["x"]), "empty": np.zeros_like(p["empty"])},
+        any_dtype=True,
+    )
+    for options in ({}, {"parameters": "x"}):
+        report = gradaudit.audit(model, **options)
+        assert [p.name for p in report.parameters] == ["x"]
+        assert report.verdict is (Verdict.AGREE if factor == 1 else Verdict.DISAGREE)
+        assert [f.code for f in report.findings] == ([] if factor == 1 else ["GA301"])
+    with pytest.raises(OptionError, match="parameters='empty' matches none of x"):
+        gradaudit.audit(model, parameters="empty")
+    both = gradaudit.audit_all({"one": model, "other": model}, mapping={})
+    assert both.ports[1].verdict is Verdict.AGREE
 
 
 def test_a_none_gradient_is_missing():
