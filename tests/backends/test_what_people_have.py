@@ -109,6 +109,21 @@ class TestNumpy:
         with pytest.raises(ModelContractError, match="the gradient is a list"):
             gradaudit.audit(lambda p: p["a"].sum(), {"a": np.ones(2)}, gradient=lambda p: [1.0, 1.0])
 
+    @pytest.mark.parametrize("together", [False, True])
+    def test_a_gradient_of_another_name(self, together):
+        at = {"w": np.ones(3), "b": np.ones(2)}
+        loss = lambda p: np.sin(p["w"]).sum()  # noqa: E731
+
+        def audited(gradient):
+            both = lambda p: (loss(p), gradient(p))  # noqa: E731
+            return gradaudit.audit(both if together else loss, at, gradient=together or gradient)
+
+        # no gradient is a missing one, which is right for b
+        assert audited(lambda p: {"w": np.cos(p["w"])}).verdict is Verdict.AGREE
+        with pytest.raises(ModelContractError, match="the gradient has 'W', 'bias', and no parameter is") as e:
+            audited(lambda p: {"W": np.cos(p["w"]), "bias": np.zeros(2)})
+        assert e.value.hint.startswith("the parameters are 'w', 'b'")
+
     def test_a_function_without_a_gradient(self):
         with pytest.raises(AmbiguousBackendError, match="cannot audit a function at a ndarray"):
             gradaudit.audit(lambda x: x.sum(), np.ones(2))
