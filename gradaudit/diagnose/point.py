@@ -109,8 +109,9 @@ def straight_through(evidence: Evidence) -> Finding | None:
         sentence=f"The loss is constant while {', '.join(names)} moves a little, so its derivative is zero; the "
         f"gradient is not.",
         evidence="Losses at the shortest steps equal the base loss to the last bit; longer steps change it.",
-        remedy="A straight-through or surrogate gradient of a rounding does this on purpose. If this is none: look for "
-        "round, floor, argmax or a comparison between these parameters and the loss.",
+        remedy="A straight-through or surrogate gradient of a rounding does this on purpose, and so does a cast to "
+        "bfloat16 or float16 in mixed precision: audit without it. If this is none: look for round, floor, argmax or a "
+        "comparison between these parameters and the loss.",
         parameters=tuple(names),
     )
 
