@@ -35,7 +35,8 @@ INDEX = GALLERY / "index.md"
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow", "pytensor")
 TITLES = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow", "pytensor": "PyTensor"}
 #: The verdict that belongs to a code; DISAGREE to all others.
-VERDICTS = {"": "AGREE", "GA601": "AGREE", "GA602": "INCONCLUSIVE", "GA701": "INCONCLUSIVE", "GA801": "INCONCLUSIVE"}
+OPEN = ("GA602", "GA701", "GA704", "GA801")
+VERDICTS = {"": "AGREE", "GA601": "AGREE", **dict.fromkeys(OPEN, "INCONCLUSIVE")}
 UNEXPLAINED = "GA901"
 #: What may be said of the point or of the loss before the cause of a wrong gradient.
 NOTES = ("GA601", "GA602", "GA702", "GA801")

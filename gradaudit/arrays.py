@@ -89,7 +89,7 @@ def as_scalar(value: Any, where: str) -> Scalar:
 
 
 def check_parameters(parameters: NamedArrays) -> None:
-    """Refuse parameters that have no derivative: none at all, empty, or not floating-point.
+    """Refuse parameters that have no derivative: none at all, none with entries, or not floating-point.
 
     Raises:
         ModelContractError: names the tensor, its shape or dtype, and the remedy.
@@ -97,10 +97,11 @@ def check_parameters(parameters: NamedArrays) -> None:
     if not parameters:
         msg = "the model has no parameters, so there is no gradient to audit"
         raise ModelContractError(msg, where="parameters()", hint="return a dict of name to floating-point array")
+    if not any(array.size for array in parameters.values()):
+        shapes = ", ".join(f"{name!r} has shape {tuple(array.shape)}" for name, array in parameters.items())
+        msg = f"no parameter has entries, so there is no gradient to audit: {shapes}"
+        raise ModelContractError(msg, where="parameters()", hint="give one of them entries")
     for name, array in parameters.items():
-        if array.size == 0:
-            msg = f"parameter {name!r} is empty: shape {tuple(array.shape)} has 0 entries"
-            raise ModelContractError(msg, where="parameters()", hint=f"leave {name!r} out, or give it entries")
         if not np.issubdtype(array.dtype, np.floating):
             msg = f"parameter {name!r} has dtype {array.dtype}; only real floating-point tensors have a gradient"
             hint = f"close over {name!r} as data instead, or convert it: {name}.astype('float64')"

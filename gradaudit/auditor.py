@@ -24,6 +24,7 @@ from gradaudit.measure.judgement import Measurement
 from gradaudit.measure.localise import Located
 from gradaudit.measure.measurement import measured
 from gradaudit.measure.state import SeedFixed, preserved
+from gradaudit.measure.still import told_from_constant
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.options import AuditOptions
 from gradaudit.protocols import (
@@ -42,7 +43,9 @@ __all__ = ["Progress", "audit", "audit_each"]
 Progress = Callable[[int], None]
 
 
-def audit(model: Model, options: AuditOptions, *, target: str, progress: Progress | None = None) -> AuditReport:
+def audit(
+    model: Model, options: AuditOptions, *, target: str, progress: Progress | None = None, may_be_constant: bool = False
+) -> AuditReport:
     """Audit one model.
 
     Args:
@@ -50,6 +53,7 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
         options: validated.
         target: how the report names the model.
         progress: called with the number of forward passes so far.
+        may_be_constant: a loss that depends on no parameter, and its gradient of zero, are none of the user's mistakes.
 
     Raises:
         ModelContractError: the model breaks its contract.
@@ -63,11 +67,11 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
     started = time.perf_counter()
     budget = Budget(options.max_evaluations, progress)
     with preserved(model):
-        evidence = _collect(model, options, budget)
+        evidence = _collect(model, options, budget, may_be_constant=may_be_constant)
         findings = explain(evidence)
         judged = _judged(evidence)
         entered = None if judged is None else evidence.entered(judged, judged.unread)
-        remarks = (*map(_over_pairs, _broadcasts(model)), *_unused(model, options))
+        remarks = (*map(_over_pairs, _broadcasts(model)), *_unused(model, options), *_flat(judged))
     return AuditReport(
         verdict=_verdict(evidence, judged),
         target=target,
@@ -88,19 +92,23 @@ def audit(model: Model, options: AuditOptions, *, target: str, progress: Progres
 
 
 def audit_each(
-    models: Mapping[str, Model], options: AuditOptions, *, progress: Progress | None = None
+    models: Mapping[str, Model],
+    options: AuditOptions,
+    *,
+    progress: Progress | None = None,
+    may_be_constant: bool = False,
 ) -> tuple[AuditReport, ...]:
-    """Audit several models with the same directions."""
+    """Audit several models with the same directions; arguments as of `audit`."""
     done = 0
     reports = []
     for name, model in models.items():
         counted = None if progress is None else lambda n, done=done: progress(done + n)
-        reports.append(audit(model, options, target=name, progress=counted))
+        reports.append(audit(model, options, target=name, progress=counted, may_be_constant=may_be_constant))
         done += reports[-1].evaluations
     return tuple(reports)
 
 
-def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
+def _collect(model: Model, options: AuditOptions, budget: Budget, *, may_be_constant: bool) -> Evidence:
     base, unfixed = baseline(model, options, budget), None
     if not base.repeatable:
         fixed = SeedFixed(model)
@@ -113,6 +121,8 @@ def _collect(model: Model, options: AuditOptions, budget: Budget) -> Evidence:
         # values that overflow at far points are data, not something to warn the user of
         with np.errstate(all="ignore"):
             total = measured(model, base.loss, base.gradients, options, budget)
+            if not may_be_constant:
+                total = told_from_constant(total, base.gradients, budget, options.seed)
             held = _held(model, options)
             if held is not None and total.verdict is not Verdict.AGREE:
                 frozen = measured(held, base.loss, base.gradients, options, budget)
@@ -166,6 +176,14 @@ def _unused(model: Model, options: AuditOptions) -> tuple[str, ...]:
     told = f"declares {own}" if own is not None else "declares no truncation"
     hint = "" if own is not None else '; to accept lines that cut the gradient, pass intended=["file.py:LINE"]'
     return (f"truncation={options.truncation} was not used: this model {told}{hint}.",)
+
+
+def _flat(judged: Measurement | None) -> tuple[str, ...]:
+    """A gradient of zero where the loss is flat is right, and says little of the code."""
+    if judged is None or judged.still != "here":
+        return ()
+    said = "The loss is flat here: it is the same, in every digit, at all points nearby, and changes farther away only."
+    return (f"{said} A gradient of zero is right, and all that this point tests: audit at other parameters, too.",)
 
 
 def _over_pairs(broadcast: Broadcast) -> str:

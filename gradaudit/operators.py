@@ -55,7 +55,8 @@ def audit_operator(
             if modes is not None:
                 raise OptionError(error.fact, where=f"modes={mode!r}", hint=f"leave {mode!r} out") from error
             remarks.append(f"Not offered: {mode} ({error.fact}).")
-    parts = audit_each(models, options, progress=progress)
+    # the second derivative of what is linear or stepwise is zero everywhere
+    parts = audit_each(models, options, progress=progress, may_be_constant=True)
     return AuditReport(
         verdict=worst(part.verdict for part in parts),
         target=target,
@@ -145,7 +146,7 @@ class _ByDirections(_Forward):
         return block
 
     def parameters(self) -> NamedArrays:
-        return {name: np.zeros(_DIRECTIONS, p.dtype) for name, p in self._base.items()}
+        return {name: np.zeros(_DIRECTIONS, self._base[name].dtype) for name in self._directions}
 
     def loss(self, parameters: NamedArrays) -> Scalar:
         return self._model.loss(self._inputs(parameters))
@@ -159,9 +160,9 @@ class _ByDirections(_Forward):
         return self._model.loss(inputs), gradients
 
     def _inputs(self, coefficients: NamedArrays) -> NamedArrays:
-        moved = {}
-        for name, p in self._base.items():
-            steps = zip(np.asarray(coefficients[name], np.float64), self._directions[name], strict=True)
+        moved = dict(self._base)
+        for name, directions in self._directions.items():
+            p, steps = self._base[name], zip(np.asarray(coefficients[name], np.float64), directions, strict=True)
             moved[name] = (p + sum(t * v for t, v in steps)).astype(p.dtype)
         return moved
 

@@ -39,11 +39,22 @@ def wrong_block(evidence: Evidence) -> Finding | None:
         confidence="consistent",
         sentence=" ".join(
             f"{name}: {place.where}; {'the rest is right' if place.complete else 'there may be more'}."
+            f"{_zeros(evidence, name)}"
             for name, place in found.items()
         ),
-        remedy="Look at what makes this part different: a gate, a head, a shard, a slice written twice or not at all.",
+        remedy="Look at what makes this part different: a gate, a head, a shard, a slice written twice or not at all, "
+        "rows that are frozen on purpose (a mask, padding_idx).",
         parameters=tuple(found),
     )
+
+
+def _zeros(evidence: Evidence, name: str) -> str:
+    """In how many rows the gradient is exactly zero, a sentence; empty where that is so in none, or in all."""
+    gradient = evidence.baseline.gradients[name]
+    assert gradient is not None  # as in `_entries_sentence`
+    rows = gradient.reshape(len(gradient), -1)
+    n, of = int((~rows.any(axis=1)).sum()), len(rows)
+    return f" Its gradient is exactly zero in {n} of {of:,} rows." if 0 < n < of else ""
 
 
 def _of_kind(evidence: Evidence, kinds: tuple[str, ...]) -> dict[str, Located]:

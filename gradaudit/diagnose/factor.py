@@ -100,7 +100,7 @@ def clipped_by_norm(evidence: Evidence) -> Finding | None:
 
 
 def decayed(evidence: Evidence) -> Finding | None:
-    """GA306: the gradient is the derivative plus one multiple of the parameters: weight decay, which the loss lacks."""
+    """GA306: the gradient is the derivative and one multiple of the parameters: weight decay, or a lacking penalty."""
     names = evidence.wrong()
     looks = [c for name in names for c in evidence.lines([name])]
     parameters = {name: p for name, p in evidence.model.parameters().items() if name in names}
@@ -115,14 +115,25 @@ def decayed(evidence: Evidence) -> Finding | None:
     explained = all(gap <= c.bound + tolerance * abs(part) for gap, c, part in left)
     if not explained or not any(abs(part) > _CLEARLY * c.bound for _, c, part in left):
         return None
+    size, lacks = number(abs(decay)), decay < 0
+    sign, penalty = "plus", ""
+    remedy = (
+        "Weight decay of an optimiser is no part of the loss: audit the gradient without it, or add "
+        "decay / 2 * |parameters|^2 to the loss."
+    )
+    if lacks:
+        sign, penalty = "minus", f": the loss has a penalty {size} / 2 * |parameters|^2 that the gradient lacks"
+        remedy = (
+            f"Add {size} * parameters to the gradient, or look for a penalty whose derivative lost a part, as the 2 of "
+            f"a square."
+        )
     return Finding(
         code="GA306",
-        title=f"weight decay {number(decay)} in the gradient only",
+        title=f"L2 penalty {size} in the loss only" if lacks else f"weight decay {size} in the gradient only",
         confidence="consistent",
-        sentence=f"The gradient of {', '.join(names)} is the derivative plus {number(decay)} times the parameters.",
+        sentence=f"The gradient of {', '.join(names)} is the derivative {sign} {size} times the parameters{penalty}.",
         evidence=f"One multiple fits all {len(pairs)} looks.",
-        remedy="Weight decay of an optimiser is no part of the loss: audit the gradient without it, or add "
-        "decay / 2 * |parameters|^2 to the loss.",
+        remedy=remedy,
         parameters=tuple(names),
         numbers={"decay": decay},
     )

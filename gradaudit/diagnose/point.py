@@ -6,10 +6,11 @@ import numpy as np
 
 from gradaudit.diagnose.evidence import Evidence
 from gradaudit.measure.judgement import Line
+from gradaudit.measure.still import FARTHEST, N_FAR
 from gradaudit.render.to_text import number
 from gradaudit.report import Finding
 
-__all__ = ["jump", "kink", "non_finite", "straight_through"]
+__all__ = ["constant", "jump", "kink", "non_finite", "straight_through"]
 
 
 def non_finite(evidence: Evidence) -> Finding | None:
@@ -108,9 +109,31 @@ def straight_through(evidence: Evidence) -> Finding | None:
         sentence=f"The loss is constant while {', '.join(names)} moves a little, so its derivative is zero; the "
         f"gradient is not.",
         evidence="Losses at the shortest steps equal the base loss to the last bit; longer steps change it.",
-        remedy="A straight-through or surrogate gradient of a rounding does this on purpose. If this is none: look for "
-        "round, floor, argmax or a comparison between these parameters and the loss.",
+        remedy="A straight-through or surrogate gradient of a rounding does this on purpose, and so does a cast to "
+        "bfloat16 or float16 in mixed precision: audit without it. If this is none: look for round, floor, argmax or a "
+        "comparison between these parameters and the loss.",
         parameters=tuple(names),
+    )
+
+
+def constant(evidence: Evidence) -> Finding | None:
+    """GA704: the loss does not depend on what is audited."""
+    total = evidence.total
+    if total is None or total.still != "everywhere":
+        return None
+    names = tuple(total.verdicts)
+    points = sum(line.estimate.evaluations for line in total.lines)
+    of_them = names[0] if len(names) == 1 else f"any of the {len(names)} parameters that are audited"
+    return Finding(
+        code="GA704",
+        title="the loss does not depend on the parameters",
+        confidence="consistent",
+        sentence=f"The loss does not depend on {of_them}, and its gradient is zero: there is nothing to compare.",
+        evidence=f"It is the same, in every digit, at {points} points nearby, and at {N_FAR} more, up to {FARTHEST:g} "
+        f"times the parameters' size away.",
+        remedy="Look for a loss of another model or array than the one it is given, for a value that was computed or "
+        "compiled before, or for a step whose result is always the same (a softmax over one class, a product with 0).",
+        parameters=names,
     )
 
 

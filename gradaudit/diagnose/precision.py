@@ -24,7 +24,7 @@ __all__ = ["low_precision_inside", "single_only", "unexplained", "unresolved"]
 def unresolved(evidence: Evidence) -> Finding | None:
     """GA701: the numeric derivative is not known well enough for a verdict."""
     total = evidence.total
-    if total is None:
+    if total is None or total.still:  # there is nothing to resolve
         return None
     jumps = {line.probe.tensor for line in total.lines if line.estimate.status == "jump"}
     open_ = [name for name, verdict in total.verdicts.items() if verdict is Verdict.INCONCLUSIVE]
@@ -147,7 +147,7 @@ def single_only(evidence: Evidence) -> Finding | None:
 def _apart(one: Array, other: Array) -> float:
     size = float(np.linalg.norm(np.asarray(other, np.float64)))
     difference = float(np.linalg.norm(np.asarray(one, np.float64) - np.asarray(other, np.float64)))
-    return difference / size if size > 0 else float("inf")
+    return difference / size if size > 0 else float("inf") if difference > 0 else 0.0
 
 
 def low_precision_inside(evidence: Evidence) -> Finding | None:

@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GA304", "clipped by norm", factor.clipped_by_norm),
     Rule("GA301", "constant factor", factor.constant_ratio),
     Rule("GA305", "clipped by value", factor.clipped_by_value),
-    Rule("GA306", "weight decay in the gradient only", factor.decayed),
+    Rule("GA306", "weight decay on one side only", factor.decayed),
     Rule("GA401", "transposed", rearranged.transposed),
     Rule("GA402", "gradients of two parameters swapped", rearranged.swapped),
     Rule("GA403", "blocks in another order", rearranged.permuted),
@@ -72,6 +72,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GA405", "wrong entries", arrangement.wrong_entries),
     Rule("GA406", "wrong block", arrangement.wrong_block),
     Rule("GA901", "unexplained", precision.unexplained),
+    Rule("GA704", "the loss does not depend on the parameters", point.constant, explains=False),
     Rule("GA702", "low precision inside the loss", precision.low_precision_inside, explains=False),
     Rule("GA701", "not resolved at this precision", precision.unresolved, explains=False),
 )

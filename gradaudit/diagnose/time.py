@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from gradaudit.arrays import Gradients, global_norm
 from gradaudit.compare import Verdict
 from gradaudit.diagnose.cut import MEANT, Blamed, accepted, blame, if_meant, times
 from gradaudit.diagnose.evidence import Evidence
+from gradaudit.diagnose.order import in_order
 from gradaudit.diagnose.reach import Reach, reach, steps_of
 from gradaudit.measure.plan import scales
 from gradaudit.recurrent import Truncation
@@ -135,8 +136,8 @@ def truncated(evidence: Evidence) -> Finding | None:
     """
     wrong = evidence.wrong()
     cliffs = {name: cliff for name in wrong if (cliff := _cliff(evidence, name)) is not None}
-    if cliffs and len(set(cliffs.values())) == 1:
-        return _at_the_end(evidence, wrong, list(cliffs), *next(iter(cliffs.values())))
+    if cliffs and len({cliff[:2] for cliff in cliffs.values()}) == 1 and _is_time(evidence, wrong, cliffs):
+        return _at_the_end(evidence, wrong, list(cliffs), *next(iter(cliffs.values()))[:2])
     found = None if cliffs or not wrong else reach(evidence, wrong)
     return None if found is None else _in_between(evidence, wrong, found)
 
@@ -224,8 +225,21 @@ def _cut_by(blamed: Blamed | None) -> str:
     return "" if blamed is None else f" The backward pass is cut by {', '.join(map(times, blamed.cuts))}."
 
 
-def _cliff(evidence: Evidence, name: str) -> tuple[int, int] | None:
-    """How many last steps of how many have a gradient, along the first axis where that is so and is right."""
+def _is_time(evidence: Evidence, wrong: Sequence[str], cliffs: Mapping[str, tuple[int, int, int]]) -> bool:
+    """Whether these axes are time, and not the rows of a weight or an embedding, some of which are frozen.
+
+    The model says how many steps there are; or what all steps share is wrong, too, for it lacks the earlier ones; or
+    the loss tells.
+    """
+    shared = any(name not in cliffs for name in wrong)
+    return "steps" in evidence.sizes or shared or any(in_order(evidence, n, axis) for n, (_, _, axis) in cliffs.items())
+
+
+def _cliff(evidence: Evidence, name: str) -> tuple[int, int, int] | None:
+    """How many last steps of how many have a gradient, along the first axis where that is so and is right; that axis.
+
+    Rows of anything look like that.
+    """
     gradient = evidence.baseline.gradients[name]
     if gradient is None or not np.isfinite(gradient).all():
         return None
@@ -240,7 +254,7 @@ def _cliff(evidence: Evidence, name: str) -> tuple[int, int] | None:
         size = scales({name: evidence.model.parameters()[name]})[name]
         looks = evidence.along([{name: size * (1 - late)}, {name: size * late}])
         if len(looks) == 2 and looks[0].verdict is Verdict.DISAGREE and looks[1].verdict is Verdict.AGREE:
-            return n - first, n
+            return n - first, n, axis
     return None
 
 

@@ -135,9 +135,11 @@ def _unchanged(parameters: NamedArrays, given: NamedArrays, where: str) -> None:
 
 
 def _select(parameters: Mapping[str, Array], pattern: str) -> dict[str, Array]:
-    chosen = {name: array for name, array in parameters.items() if fnmatchcase(name, pattern)}
+    # an empty tensor has nothing to audit, and is nobody's mistake
+    full = {name: array for name, array in parameters.items() if array.size}
+    chosen = {name: array for name, array in full.items() if fnmatchcase(name, pattern)}
     if not chosen:
-        msg = f"parameters={pattern!r} matches none of {', '.join(parameters)}"
+        msg = f"parameters={pattern!r} matches none of {', '.join(full)}"
         raise OptionError(msg, where="options", hint="a glob such as 'encoder.*', or '*' for all")
     return chosen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class Measurement:
         complete: False where the budget ended first.
         beside: what the same numbers say of the twin's gradient, where there is a twin.
         unread: condemned tensors whose entries, if they are small, have not been read.
+        still: the gradient is zero, and the loss does not move: near the base point, ``here``; also far away,
+            ``everywhere``; empty: it is not so.
     """
 
     lines: tuple[Line, ...]
@@ -74,6 +77,7 @@ class Measurement:
     complete: bool
     beside: Measurement | None = None
     unread: tuple[str, ...] = ()
+    still: Literal["", "here", "everywhere"] = ""
 
     def of(self, tensor: str | None, *, entries: bool = False) -> list[Comparison]:
         """The comparisons of one tensor (None: the whole model), those along directions or those of its entries."""

@@ -54,7 +54,7 @@ def scales(parameters: NamedArrays) -> dict[str, float | Array]:
     """The typical size of a step in each tensor: its rms, or entry by entry where it is heterogeneous.
 
     What is nothing beside the largest tensor, as weights that have decayed to 1e-30, counts as zero: steps of its own
-    size would move no loss.
+    size would move no loss. Empty tensors have none.
     """
     alive, default = _alive(parameters)
     return {name: _scale(size, _rms(size) or default) for name, size in alive.items()}
@@ -68,7 +68,7 @@ def longer(parameters: NamedArrays, names: Sequence[str]) -> dict[str, float | A
 
 def _alive(parameters: NamedArrays) -> tuple[dict[str, Array], float]:
     """The sizes of the entries, what is nothing as zero; and the typical tensor's rms."""
-    sizes = {name: np.abs(p.astype(np.float64)) for name, p in parameters.items()}
+    sizes = {name: np.abs(p.astype(np.float64)) for name, p in parameters.items() if p.size}
     least = _NOTHING * max(map(_rms, sizes.values()), default=0.0)
     alive = {name: np.where(size < least, 0.0, size) for name, size in sizes.items()}
     nonzero = [size for size in map(_rms, alive.values()) if size > 0]

@@ -124,7 +124,9 @@ def _view(line: Line, top: float, sampler: Sampler, known: Known | None) -> View
     steps, values = ts[far], corrected[far] * scale
     seen = levels(steps, values, base * scale, sigma, digits)
     rounding = _ROUNDING * eps * abs(base)
-    smooth = known is not None or sigma <= scale * max(rounding, _UNRESOLVED * float(np.nanstd(raw)))
+    # one number over and over has digits of its own, which say nothing of how it is rounded
+    constant = bool(np.all(raw == raw[0]))
+    smooth = known is not None or constant or sigma <= scale * max(rounding, _UNRESOLVED * float(np.nanstd(raw)))
     best = choose(candidates(slopes(seen), eps), top) if smooth else None
     lost = bool(~np.isfinite(corrected).all())
     if lost and len(seen.steps) < ENOUGH and smooth:

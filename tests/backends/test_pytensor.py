@@ -379,3 +379,13 @@ def test_configuration_and_shared_variables_are_as_before():
     assert generator.get_value().bit_generator.state == state
     assert count.get_value() == 0
     assert pytensor.config.floatX == before
+
+
+def test_an_empty_tensor_and_a_loss_of_nothing():
+    weights = {"w": np.array([0.3, 0.7]), "empty": np.zeros((0, 3))}
+    model = BACKEND.function_model(lambda p: pt.sin(p["w"]).sum() + p["empty"].sum(), weights)
+    report = gradaudit.audit(model)
+    assert (report.verdict, [p.name for p in report.parameters]) == (Verdict.AGREE, ["w"])
+    constant = BACKEND.function_model(lambda p: pt.as_tensor(0.1) * 7, weights)
+    report = gradaudit.audit(constant)
+    assert (report.verdict, [f.code for f in report.findings]) == (Verdict.INCONCLUSIVE, ["GA704"])

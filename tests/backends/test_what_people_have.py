@@ -45,6 +45,11 @@ def wrong(target, at=None, *, code, line=None, **options):
     return report
 
 
+def of_nothing(target, at=None, **options):
+    report = gradaudit.audit(target, at, **options)
+    assert (report.verdict, [f.code for f in report.findings]) == (Verdict.INCONCLUSIVE, ["GA704"]), str(report)
+
+
 class TestNumpy:
     __test__ = "numpy" in TESTED
 
@@ -103,6 +108,21 @@ class TestNumpy:
     def test_a_gradient_of_another_form(self):
         with pytest.raises(ModelContractError, match="the gradient is a list"):
             gradaudit.audit(lambda p: p["a"].sum(), {"a": np.ones(2)}, gradient=lambda p: [1.0, 1.0])
+
+    @pytest.mark.parametrize("together", [False, True])
+    def test_a_gradient_of_another_name(self, together):
+        at = {"w": np.ones(3), "b": np.ones(2)}
+        loss = lambda p: np.sin(p["w"]).sum()  # noqa: E731
+
+        def audited(gradient):
+            both = lambda p: (loss(p), gradient(p))  # noqa: E731
+            return gradaudit.audit(both if together else loss, at, gradient=together or gradient)
+
+        # no gradient is a missing one, which is right for b
+        assert audited(lambda p: {"w": np.cos(p["w"])}).verdict is Verdict.AGREE
+        with pytest.raises(ModelContractError, match="the gradient has 'W', 'bias', and no parameter is") as e:
+            audited(lambda p: {"W": np.cos(p["w"]), "bias": np.zeros(2)})
+        assert e.value.hint.startswith("the parameters are 'w', 'b'")
 
     def test_a_function_without_a_gradient(self):
         with pytest.raises(AmbiguousBackendError, match="cannot audit a function at a ndarray"):
@@ -261,6 +281,21 @@ class TestTorch:
         report = wrong(lambda p: (p["a"].requires_grad_(False) * p["b"]).sin().sum(), at, code="GA201")
         assert report.findings[0].parameters == ("a",)
 
+    def test_the_loss_of_another_module(self, torch):
+        a, b = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+        of_nothing(a, loss=lambda a: b(torch.from_numpy(ROWS)).square().mean())
+        right(a, loss=lambda a: (a(torch.from_numpy(ROWS)) - b(torch.from_numpy(ROWS))).square().mean())
+
+    @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+    def test_an_empty_parameter(self, torch):
+        net = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 1), "lora": torch.nn.Linear(4, 0)})
+        x = torch.from_numpy(ROWS)
+        for wanted in ("*", "a.*"):
+            report = right(net, loss=lambda net: net["a"](x).square().mean() + net["lora"](x).sum(), parameters=wanted)
+            assert {p.name for p in report.parameters} == {"a.weight", "a.bias"}
+        joined = gradaudit.audit_operator(lambda a, b: torch.cat([a.sin(), b]), x, torch.ones(0, 4))
+        assert joined.verdict is Verdict.AGREE
+
     def test_a_module_without_a_loss(self, torch):
         with pytest.raises(ModelContractError, match="a Linear alone has no loss"):
             gradaudit.audit(torch.nn.Linear(2, 2))
@@ -292,6 +327,22 @@ class TestJax:
         at = {"W": 0.1 * jnp.ones((4, 5)), "R": 0.5 * jnp.eye(5), "out": [jnp.ones(5), 3, None]}
         report = right(jax.jit(self.rnn) if jitted else self.rnn, at)
         assert {p.name for p in report.parameters} == {"W", "R", "out.0"}
+
+    def test_an_empty_array(self):
+        from jax import numpy as jnp
+
+        at = {"W": 0.1 * jnp.ones((4, 5)), "R": 0.5 * jnp.eye(5), "out": [jnp.ones(5), jnp.ones((0, 3))]}
+        report = right(lambda p: self.rnn(p) + p["out"][1].sum(), at)
+        assert {p.name for p in report.parameters} == {"W", "R", "out.0"}
+
+    @pytest.mark.parametrize("jitted", [False, True])
+    def test_the_loss_of_other_weights(self, jitted):
+        import jax
+        from jax import numpy as jnp
+
+        at = {"W": 0.1 * jnp.ones((4, 5)), "R": 0.5 * jnp.eye(5), "out": [jnp.ones(5)]}
+        loss = lambda p: self.rnn(at)  # noqa: E731
+        of_nothing(jax.jit(loss) if jitted else loss, at)
 
     @pytest.mark.parametrize("jitted", [False, True])
     def test_an_equinox_module(self, jitted):
@@ -398,6 +449,18 @@ class TestTensorflow:
         assert {p.name for p in report.parameters} == {v.path for v in net.trainable_variables}
         assert keras.Loss.dtype is own
         assert {layer.compute_dtype for layer in net._flatten_layers()} == {"float32"}
+
+    def test_an_empty_variable(self):
+        import tensorflow as tf
+
+        at = [tf.Variable([1.0, 2.0, 3.0]), tf.Variable(tf.ones((0, 2)))]
+        report = right(lambda v: tf.reduce_sum(tf.sin(v[0])) + tf.reduce_sum(v[1]), at)
+        assert {p.name for p in report.parameters} == {"0"}
+
+    def test_the_loss_of_another_model(self, keras):
+        a, b = (keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)]) for _ in range(2))
+        of_nothing(a, loss=lambda a: keras.ops.mean(keras.ops.square(b(ROWS))))
+        right(a, loss=lambda a: keras.ops.mean(keras.ops.square(a(ROWS) - 1)))
 
     def test_convolution_and_batch_norm_leave_the_weights(self, keras):
         layers = keras.layers

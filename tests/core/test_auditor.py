@@ -9,7 +9,8 @@ import pytest
 
 import gradaudit
 from gradaudit import Verdict
-from gradaudit.errors import GradientMismatchError
+from gradaudit.backends.numpy import NumpyModel
+from gradaudit.errors import GradientMismatchError, OptionError
 from tests.core.models import mlp, of, replaced, times
 
 
@@ -154,6 +155,28 @@ def test_selection_by_glob():
     assert report.verdict is Verdict.AGREE
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_empty_tensor_is_left_out(first, factor, dtype):
+    empty, x = {"empty": np.zeros((0, 3), dtype)}, {"x": np.array([0.3, 0.7, -0.2], dtype)}
+    model = NumpyModel(
+        lambda p: np.sin(p["x"]).sum() + p["empty"].sum(),
+        empty | x if first else x | empty,
+        gradient=lambda p: {"x": p["x"].dtype.type(factor) * np.cos(p["x"]), "empty": np.zeros_like(p["empty"])},
+        any_dtype=True,
+    )
+    for options in ({}, {"parameters": "x"}):
+        report = gradaudit.audit(model, **options)
+        assert [p.name for p in report.parameters] == ["x"]
+        assert report.verdict is (Verdict.AGREE if factor == 1 else Verdict.DISAGREE)
+        assert [f.code for f in report.findings] == ([] if factor == 1 else ["GA301"])
+    with pytest.raises(OptionError, match="parameters='empty' matches none of x"):
+        gradaudit.audit(model, parameters="empty")
+    both = gradaudit.audit_all({"one": model, "other": model}, mapping={})
+    assert both.ports[1].verdict is Verdict.AGREE
+
+
 def test_a_none_gradient_is_missing():
     report = gradaudit.audit(mlp(replaced(bias=None)))
     assert report["bias"].missing
@@ -170,6 +193,46 @@ def test_an_unused_parameter_with_zero_or_no_gradient_agrees():
             unused=np.ones(3),
         )
         assert gradaudit.audit(model).verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.5547217044063721, 1 / 3, 1e30])
+def test_a_loss_of_nothing_that_is_audited_is_not_cleared(value, dtype):
+    for gradient in (np.zeros(3, dtype), None):
+        model = of(lambda p: np.dtype(dtype).type(value), lambda p, g=gradient: {"x": g}, x=np.ones(3, dtype))
+        report = gradaudit.audit(model)
+        assert (report.verdict, report["x"].verdict) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
+        assert [finding.code for finding in report.findings] == ["GA704"]
+    with pytest.raises(GradientMismatchError, match="does not depend on x, and its gradient is zero"):
+        gradaudit.assert_gradients_agree(model)
+
+
+def test_a_gradient_of_a_loss_of_nothing_is_wrong():
+    report = gradaudit.audit(of(lambda p: 1.0, lambda p: {"x": np.ones(3)}, x=np.ones(3)))
+    assert report.verdict is Verdict.DISAGREE
+
+
+@pytest.mark.parametrize("flat", [lambda x: np.maximum(x - 20, 0).sum(), lambda x: float((x > 0.5).sum()),
+                                  lambda x: np.clip(x.sum(), -1, 1)])  # fmt: skip
+def test_a_flat_place_agrees_and_that_is_said(flat):
+    report = gradaudit.audit(of(lambda p: flat(p["x"]), lambda p: {"x": np.zeros(3)}, x=np.array([2.0, 3.0, 1.5])))
+    assert report.verdict is Verdict.AGREE
+    (remark,) = report.remarks
+    assert remark.startswith("The loss is flat here: ")
+
+
+def test_what_moves_says_nothing_of_flat_places():
+    model = of(lambda p: np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"]), "y": None}, x=[0.3], y=[0.1, 0.2])
+    assert gradaudit.audit(model).remarks == ()
+    # of an unused parameter alone nothing is compared
+    alone = gradaudit.audit(model, parameters="y")
+    assert [finding.code for finding in alone.findings] == ["GA704"]
+
+
+def test_without_budget_a_constant_loss_stays_as_it_was():
+    model = of(lambda p: 1.0, lambda p: {"x": np.zeros(3)}, x=np.ones(3))
+    report = gradaudit.audit(model, max_evaluations=40)
+    assert (report.complete, report.findings) == (False, ())
 
 
 def test_a_saddle_and_a_minimum_agree():

@@ -288,6 +288,7 @@ FIRES = {
     "GA802": drawn(loss_random=False, gradient_random=True),
     "GA407": small(lambda g: np.broadcast_to(g.sum(1, keepdims=True), g.shape)),
     "GA703": narrow("float16"),
+    "GA704": of(lambda p: 3.7, lambda p: {"x": np.zeros(2), "y": None}, x=[0.3, 0.7], y=[1.0]),
     "GA803": lagging(),
     "GA804": old_parameters(),
     "GA104": sequence(last_steps(3)),
@@ -333,6 +334,10 @@ SILENT = {
     "oscillating": of(lambda p: np.sin(300 * p["x"]).sum() / 300, lambda p: {"x": np.cos(300 * p["x"])}, x=[0.3, 0.7]),
     "near a kink": kink(1.0),
     "piecewise constant": rounded(0.0),
+    "dead units": of(
+        lambda p: np.maximum(p["x"] - 5, 0).sum(), lambda p: {"x": 1.0 * (p["x"] > 5)}, x=[0.3, 0.7, -2.0]
+    ),
+    "a clamp": of(lambda p: np.clip(p["x"].sum(), -1, 1), lambda p: {"x": np.zeros(2)}, x=[3.0, 4.0]),
     "a comparison": of(lambda p: float((p["x"] > 0).sum()), lambda p: {"x": np.zeros(2)}, x=[0.3, -0.7]),
     "a kink far away": relu_net(),
     "offset": of(lambda p: 1e5 + np.sin(p["x"]).sum(), lambda p: {"x": np.cos(p["x"])}, x=[0.3, 0.7]),
@@ -355,7 +360,7 @@ def test_fires(code):
     report = gradaudit.audit(FIRES[code])
     codes = [finding.code for finding in report.findings]
     assert codes[0] == code
-    allowed = {"GA601": "AGREE", "GA602": "INCONCLUSIVE", "GA701": "INCONCLUSIVE", "GA801": "INCONCLUSIVE"}
+    allowed = {"GA601": "AGREE", **dict.fromkeys(("GA602", "GA701", "GA704", "GA801"), "INCONCLUSIVE")}
     if code in allowed:
         assert str(report.verdict) == allowed[code]
     elif code != "GA702":
@@ -510,6 +515,77 @@ def test_what_is_no_cliff_is_no_truncation(change):
     assert "GA104" not in {finding.code for finding in gradaudit.audit(sequence(change)).findings}
 
 
+def embedding(frozen, tokens=10, seed=0):
+    """The mean of some tokens' rows through a dense layer; the first rows are frozen, as a padding row is."""
+    rng = np.random.default_rng(seed)
+    chosen = np.concatenate([np.arange(40)[:, None] % tokens, rng.integers(tokens, size=(40, 5))], axis=1)
+    v, y = rng.standard_normal(3), rng.standard_normal(40)
+
+    def value_and_grad(p):
+        h = np.tanh(p["rows"][chosen].mean(1))
+        error = h @ p["v"] - y
+        out, g = 2 * error / 40, np.zeros_like(p["rows"])
+        np.add.at(g, chosen, (np.outer(out, p["v"]) * (1 - h**2) / 6)[:, None])
+        g[:frozen] = 0
+        return (error**2).mean(), {"rows": g, "v": h.T @ out}
+
+    parameters = {"rows": rng.standard_normal((tokens, 3)), "v": v}
+    return NumpyModel(lambda p: value_and_grad(p)[0], parameters, value_and_grad=value_and_grad)
+
+
+def dense(frozen, units=9, seed=0):
+    """A dense layer, the first units of which are frozen."""
+    rng = np.random.default_rng(seed)
+    x, y, v = rng.standard_normal((30, 5)), rng.standard_normal(30), rng.standard_normal(units)
+
+    def value_and_grad(p):
+        h = np.tanh(x @ p["fc.weight"].T)
+        out = 2 * (h @ v - y) / 30
+        g = (np.outer(out, v) * (1 - h**2)).T @ x
+        g[:frozen] = 0
+        return ((h @ v - y) ** 2).mean(), {"fc.weight": g}
+
+    weights = {"fc.weight": rng.standard_normal((units, 5)) / 2}
+    return NumpyModel(lambda p: value_and_grad(p)[0], weights, value_and_grad=value_and_grad)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("rows", "frozen"), [(embedding, 1), (embedding, 4), (dense, 1), (dense, 6)])
+def test_frozen_rows_are_no_steps(rows, frozen, seed):
+    assert gradaudit.audit(rows(0, seed=seed)).verdict is Verdict.AGREE
+    (finding,) = gradaudit.audit(rows(frozen, seed=seed)).findings
+    assert finding.code == "GA406"
+    assert f"exactly zero in {frozen} of {10 if rows is embedding else 9} rows" in finding.sentence
+
+
+@pytest.mark.parametrize("change", [lambda g: g * (np.arange(10) > 2), lambda g: 0.5 * g])
+def test_the_first_of_a_chain_of_numbers_are_no_steps(change):
+    """Each number is coupled with its neighbours, and with no other: nothing is carried on."""
+
+    def gradient(p):
+        x = p["x"]
+        inner, g = x[1:] - x[:-1] ** 2, np.zeros(10)
+        g[:-1] = -400 * x[:-1] * inner - 2 * (1 - x[:-1])
+        g[1:] += 200 * inner
+        return {"x": change(g)}
+
+    rosenbrock = of(
+        lambda p: (100 * (p["x"][1:] - p["x"][:-1] ** 2) ** 2 + (1 - p["x"][:-1]) ** 2).sum(),
+        gradient,
+        x=np.random.default_rng(0).standard_normal(10),
+    )
+    assert "GA104" not in {finding.code for finding in gradaudit.audit(rosenbrock).findings}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("steps", "recurrent"), [(8, 0.3), (24, 0.6), (100, 0.9)])
+def test_the_order_of_steps_is_seen_in_the_loss(steps, recurrent, seed):
+    late = (np.arange(steps) >= steps - 3)[:, None, None]
+    model, _ = network(None, steps=steps, recurrent=recurrent, seed=seed, change=lambda g: g * late)
+    (finding,) = gradaudit.audit(model).findings
+    assert (finding.code, finding.numbers["k"], finding.numbers["steps"]) == ("GA104", 3, steps)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -526,6 +602,34 @@ def test_the_axis_that_was_summed_over(change, words):
 @pytest.mark.parametrize("change", [lambda g: g.sum() + 0 * g, lambda g: g[:1] + 0 * g, np.abs])
 def test_what_is_no_sum_over_one_axis(change):
     assert "GA407" not in {finding.code for finding in gradaudit.audit(small(change)).findings}
+
+
+def regression(penalty, given):
+    """Least squares with an L2 penalty: its factor in the loss, and that in the gradient."""
+    rng = np.random.default_rng(0)
+    x, y, w = rng.standard_normal((40, 4)), rng.standard_normal(40), rng.standard_normal(4)
+    return of(
+        lambda p: ((x @ p["w"] - y) ** 2).mean() + penalty / 2 * p["w"] @ p["w"],
+        lambda p: {"w": 2 * x.T @ (x @ p["w"] - y) / 40 + given * p["w"]},
+        w=w,
+    )
+
+
+@pytest.mark.parametrize(
+    ("penalty", "given", "title", "words"),
+    [
+        (0.0, 0.1, "weight decay 0.1 in the gradient only", "the derivative plus 0.1 times the parameters."),
+        (0.1, 0.0, "L2 penalty 0.1 in the loss only", "a penalty 0.1 / 2 * |parameters|^2 that the gradient lacks."),
+        (0.2, 0.1, "L2 penalty 0.1 in the loss only", "the derivative minus 0.1 times the parameters: "),
+    ],
+)
+def test_which_side_has_the_penalty(penalty, given, title, words):
+    (finding,) = gradaudit.audit(regression(penalty, given)).findings
+    assert (finding.code, finding.title) == ("GA306", title)
+    assert words in finding.sentence
+    assert ("Add 0.1 * parameters to the gradient" in finding.remedy) == (penalty > given)
+    assert finding.numbers["decay"] == pytest.approx(given - penalty)
+    assert gradaudit.audit(regression(penalty, penalty)).verdict is Verdict.AGREE
 
 
 def clipped_while_scaled(scale, limit=1.0):

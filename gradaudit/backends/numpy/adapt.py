@@ -29,7 +29,7 @@ def adapted(target: Any, at: Any, *, gradient: Callable[..., Any] | bool | None)
         gradient: ``at`` -> its gradient, of the same form as ``at``; or True.
 
     Raises:
-        ModelContractError: the gradient does not have the form of ``at``.
+        ModelContractError: the gradient does not have the form of ``at``, or has a name that no parameter has.
     """
     if not callable(target) or at is None or not gradient:
         return None
@@ -45,6 +45,10 @@ def adapted(target: Any, at: Any, *, gradient: Callable[..., Any] | bool | None)
         if not isinstance(found, Mapping):
             msg = f"the parameters are a {type(at).__name__}, but the gradient is a {type(found).__name__}"
             raise ModelContractError(msg, where="gradient", hint="return a dict with the same names")
+        if extra := [name for name in found if name not in parameters]:
+            msg = f"the gradient has {', '.join(map(repr, extra))}, and no parameter is called so"
+            hint = f"the parameters are {', '.join(map(repr, parameters))}; None where there is no gradient"
+            raise ModelContractError(msg, where="gradient", hint=hint)
         return {name: None if (g := found.get(name)) is None else _of_shape(g, parameters[name]) for name in parameters}
 
     if callable(gradient):
