@@ -1,0 +1,143 @@
+"""What a module holds beside what is trained starts anew at each evaluation, and is as before after an audit."""
+
+from __future__ import annotations
+
+import pytest
+
+import gradaudit
+from gradaudit import Verdict
+from tests import conftest
+
+#: Collected where torch is tested, unknown elsewhere: nothing is skipped silently.
+__test__ = "torch" in conftest.tested()
+
+if __test__:
+    import torch
+    from torch import nn
+    from torch.nn.functional import mse_loss
+
+    class Target(nn.Module):
+        """Learns what a slower copy of itself says of other data, as BYOL does."""
+
+        def __init__(self):
+            super().__init__()
+            self.net, self.slow = (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in range(2))
+            self.slow.requires_grad_(False)
+
+        def forward(self, x):
+            return mse_loss(self.net(x), self.slow(x + 0.1))
+
+        def follow(self):
+            with torch.no_grad():
+                for p, q in zip(self.slow.parameters(), self.net.parameters(), strict=True):
+                    p.mul_(0.9).add_(q, alpha=0.1)
+
+    class Codebook(nn.Module):
+        """Its buffer moves with each forward, and the loss uses it."""
+
+        def __init__(self):
+            super().__init__()
+            self.encode, self.decode = nn.Linear(6, 2), nn.Linear(2, 6)
+            self.register_buffer("codes", torch.randn(5, 2))
+
+        def forward(self, x):
+            z = self.encode(x)
+            nearest = torch.cdist(z, self.codes).argmin(1)
+            code = self.codes[nearest]
+            with torch.no_grad():
+                for k in nearest.unique():
+                    self.codes[k] = 0.9 * self.codes[k] + 0.1 * z[nearest == k].mean(0)
+            return mse_loss(self.decode(z), x) + 0.25 * (z - code).square().mean()
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(24, 6)
+
+
+class TestStep:
+    @pytest.mark.parametrize("zeroed", [True, False])
+    @pytest.mark.parametrize("kind", ["frozen", "buffer"])
+    def test_state_that_moves_is_no_forgotten_zero_grad(self, x, kind, zeroed):
+        net = Target() if kind == "frozen" else Codebook()
+        optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+
+        def step(net):
+            if zeroed:
+                optimiser.zero_grad()
+            net(x).backward()
+            optimiser.step()
+            if kind == "frozen":
+                net.follow()
+
+        report = gradaudit.audit_step(net, step, loss=lambda net: net(x))
+        assert report.verdict is (Verdict.AGREE if zeroed else Verdict.DISAGREE), str(report)
+        assert [finding.code for finding in report.findings] == ([] if zeroed else ["GA805"])
+
+    def test_nor_is_state_that_the_module_does_not_hold(self, x):
+        whole = Target()
+        optimiser = torch.optim.SGD(whole.net.parameters(), lr=0.1)
+
+        def loss(net):
+            return mse_loss(net(x), whole.slow(x + 0.1))
+
+        def step(net):
+            optimiser.zero_grad()
+            loss(net).backward()
+            optimiser.step()
+            whole.follow()
+
+        report = gradaudit.audit_step(whole.net, step, loss=loss)
+        # nobody puts it back, so nothing else is promised
+        assert "GA805" not in [finding.code for finding in report.findings], str(report)
+
+    @pytest.mark.parametrize("error", [None, ValueError])
+    def test_nothing_that_the_step_changes_stays_changed(self, x, error):
+        net = Target()
+        net.calls, net.last, net.log, net.running = 0, None, [torch.zeros(2)], torch.zeros(())
+        held = {name: (p, p.clone(), p.requires_grad) for name, p in net.named_parameters()}
+        first, running = net.log[0], net.running
+
+        def step(net):
+            net.zero_grad()
+            loss = net(x)
+            loss.backward()
+            net.eval()
+            net.net[0].requires_grad_(False)
+            net.calls, net.last = net.calls + 1, loss.detach()
+            net.log.append(net.last)
+            net.log[0].add_(1)
+            net.running.add_(net.last)
+            net.follow()
+            net.register_buffer("cached", torch.ones(2))
+            if error is not None:
+                raise error
+
+        try:
+            report = gradaudit.audit_step(net, step, loss=lambda net: net(x))
+        except ValueError:
+            assert error is not None
+        else:
+            assert report.verdict is Verdict.AGREE, str(report)
+        assert net.training
+        assert all(m.training for m in net.modules())
+        assert (net.calls, net.last, len(net.log)) == (0, None, 1)
+        assert net.log[0] is first
+        assert net.running is running
+        assert not first.any()
+        assert not running
+        assert not hasattr(net, "cached")
+        for name, p in net.named_parameters():
+            before, value, trained = held[name]
+            assert p is before
+            assert p.requires_grad == trained
+            assert torch.equal(p, value)
+            assert p.grad is None
+
+    def test_a_graph_that_holds_on_to_an_attribute_can_still_be_followed(self, x):
+        net = Target()
+        net.factor = torch.ones(6)
+        kept = (net.factor * x.clone().requires_grad_()).sum()
+        gradaudit.audit_step(net, lambda net: net(x * net.factor).backward(), loss=lambda net: net(x * net.factor))
+        kept.backward()
