@@ -141,3 +141,78 @@ class TestStep:
         kept = (net.factor * x.clone().requires_grad_()).sum()
         gradaudit.audit_step(net, lambda net: net(x * net.factor).backward(), loss=lambda net: net(x * net.factor))
         kept.backward()
+
+
+def codes(report):
+    return [finding.code for finding in report.findings]
+
+
+class TestLoss:
+    @pytest.mark.parametrize("used", ["before", "after"])
+    @pytest.mark.parametrize("kind", ["frozen", "buffer"])
+    def test_a_frozen_parameter_is_put_back_like_a_buffer(self, x, kind, used):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Linear(6, 3)
+                if kind == "buffer":
+                    self.register_buffer("slow", torch.randn(3, 6))
+                else:
+                    self.slow = nn.Parameter(torch.randn(3, 6), requires_grad=False)
+
+            def forward(self, x):
+                target = x @ self.slow.T
+                with torch.no_grad():
+                    self.slow.mul_(0.9).add_(self.net.weight, alpha=0.1)
+                return mse_loss(self.net(x), x @ self.slow.T if used == "after" else target)
+
+        net = Net()
+        slow, before = net.slow, net.slow.clone()
+        report = gradaudit.audit(net, loss=lambda net: net(x))
+        assert net.slow is slow
+        assert torch.equal(slow, before)
+        # the weights move the target that is used, and no gradient comes from there
+        assert codes(report) == (["GA101"] if used == "after" else []), str(report)
+        assert report.verdict is (Verdict.DISAGREE if used == "after" else Verdict.AGREE)
+
+    @pytest.mark.parametrize("error", [None, ValueError])
+    def test_modes_and_attributes_are_as_before(self, x, error):
+        net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 1))
+        net.calls, net.log = 0, []
+        log, attributes = net.log, set(vars(net))
+
+        def loss(net):
+            net.eval()
+            net.requires_grad_(True)
+            net.calls += 1
+            net.log.append(net.calls)
+            net.register_buffer("cached", torch.ones(()))
+            net.other = 1
+            value = net(x).square().mean() + 0 * net.calls
+            if error is not None:
+                raise error
+            return value
+
+        net[0].requires_grad_(False)
+        if error is None:
+            assert gradaudit.audit(net, loss=loss).verdict is Verdict.AGREE
+        else:
+            with pytest.raises(error):
+                gradaudit.audit(net, loss=loss)
+        assert all(m.training for m in net.modules())
+        assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+        assert net.calls == 0
+        assert net.log is log
+        assert not log
+        assert set(vars(net)) == attributes
+        assert not list(net.buffers())
+
+    def test_a_loss_that_counts_its_calls_is_the_same_at_each(self, x):
+        net = nn.Linear(6, 1)
+        net.calls = 0
+
+        def loss(net):
+            net.calls += 1
+            return net(x).square().mean() / net.calls
+
+        assert gradaudit.audit(net, loss=loss).verdict is Verdict.AGREE
