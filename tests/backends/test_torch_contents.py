@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 import gradaudit
@@ -216,3 +218,111 @@ class TestLoss:
             return net(x).square().mean() / net.calls
 
         assert gradaudit.audit(net, loss=loss).verdict is Verdict.AGREE
+
+    def test_a_state_carried_from_batch_to_batch(self):
+        torch.manual_seed(0)
+        x = torch.randn(4, 6, 2)
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.cell, self.out, self.state = nn.GRU(2, 5, batch_first=True), nn.Linear(5, 1), None
+
+            def forward(self, x):
+                y, state = self.cell(x, self.state)
+                self.state = state.detach()
+                return self.out(y)
+
+        def loss(net):
+            return net(x).square().mean()
+
+        net = Net()
+        for _ in range(2):  # without a state yet, and with one
+            state = net.state
+            before = None if state is None else state.clone()
+            report = gradaudit.audit(net, loss=loss)
+            assert report.verdict is Verdict.AGREE, str(report)
+            assert "twin" in str(report)
+            assert net.state is state
+            assert state is None or torch.equal(state, before)
+            loss(net).backward()
+
+    @pytest.mark.parametrize("cut", [True, False])
+    def test_a_state_carried_inside_one_loss(self, cut):
+        torch.manual_seed(0)
+        x = torch.randn(4, 6, 2)
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.cell, self.state = nn.LSTM(2, 5, batch_first=True), (torch.zeros(1, 4, 5), torch.zeros(1, 4, 5))
+
+            def forward(self, x):
+                y, (h, c) = self.cell(x, self.state)
+                self.state = (h.detach(), c.detach()) if cut else (h, c)
+                return y
+
+        net = Net()
+        state = net.state
+        report = gradaudit.audit(net, loss=lambda net: sum(net(x[:, t : t + 3]).square().mean() for t in (0, 3)))
+        assert net.state is state
+        assert codes(report) == (["GA101"] if cut else []), str(report)
+        if cut:
+            assert "test_torch_contents.py:" in report.findings[0].title
+
+    @pytest.mark.parametrize("written", ["in place", "anew"])
+    def test_tensors_are_as_before_however_they_are_held(self, x, written):
+        net = nn.Sequential(nn.Linear(6, 3), nn.Softmax(-1), nn.Linear(3, 1))
+        for name in ("tensor", "list", "dict", "deque", "tuple", "unregistered"):
+            load = torch.rand(3)
+            held = {"list": [load], "dict": {0: load}, "deque": deque([load]), "tuple": ([load],)}
+            setattr(net, name, [nn.Identity()] if name == "unregistered" else held.get(name, load))
+        net[1].load, net.unregistered[0].load = torch.rand(3), torch.rand(3)
+        places = [(vars(net), "tensor"), (net.list, 0), (net.dict, 0), (net.deque, 0), (net.tuple[0], 0)]
+        places += [(vars(net[1]), "load"), (vars(net.unregistered[0]), "load")]
+
+        def loss(net):
+            load = net[:2](x).detach().mean(0)
+            for container, key in places:
+                if written == "in place":
+                    container[key].mul_(0.9).add_(load, alpha=0.1)
+                else:
+                    container[key] = 0.9 * container[key] + 0.1 * load
+            return net(x).square().mean() + sum(container[key].square().sum() for container, key in places)
+
+        before = [(container[key], container[key].clone()) for container, key in places]
+        report = gradaudit.audit(net, loss=loss)
+        for (container, key), (load, value) in zip(places, before, strict=True):
+            assert container[key] is load
+            assert torch.equal(load, value)
+        assert "twin" in str(report)
+        assert codes(report) == ["GA101"], str(report)  # the loads that are penalised are detached
+        loss(net).backward()
+
+    def test_a_list_that_the_loss_knows_as_well(self, x):
+        net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+        net.penalties = penalties = []
+
+        def loss(net):
+            penalties.clear()
+            net.penalties.append(net(x).square().mean())
+            return sum(penalties)
+
+        assert gradaudit.audit(net, loss=loss).verdict is Verdict.AGREE
+        assert not penalties
+
+    @pytest.mark.parametrize("halved", [True, False])
+    def test_a_list_of_parameters(self, x, halved):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+                self.all = [self.a, self.b]
+
+            def forward(self, x):
+                first = self.all[0] / 2 + self.all[0].detach() / 2 if halved else self.all[0]
+                return ((x * first).sin() @ self.all[1]).square().mean()
+
+        net = Net()
+        assert codes(gradaudit.audit(net, loss=lambda net: net(x))) == (["GA101"] if halved else [])
+        assert all(p is q for p, q in zip(net.all, net.parameters(), strict=True))

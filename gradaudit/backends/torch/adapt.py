@@ -63,6 +63,7 @@ def _of_module(module: nn.Module, loss: Callable[..., Any] | None) -> TorchModel
 
         contents = Contents(module)
         try:
+            contents.exchange(instead)
             registered = {where: instead(x) for where, x in _registered(inside)}
             with widening_inputs(module if like.dtype == torch.float64 else None):
                 # not `tie_weights`: of a module that is there twice, PyTorch then puts back what it was given

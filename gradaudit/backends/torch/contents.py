@@ -1,10 +1,10 @@
-"""What a module holds: its attributes and those of the modules inside, to be put back."""
+"""What a module holds: its attributes and those of the modules inside, exchanged for a while and put back."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ __all__ = ["Contents", "Values"]
 #: Containers whose elements can be put back in place. Of their subclasses it is not known what else they keep.
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _SEQUENCES = (list, deque)
+
+_Exchange: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @final
@@ -31,7 +33,18 @@ class Contents:
         self.tensors: dict[int, Tensor] = {id(x): x for x in (*module.parameters(), *module.buffers())}
         self._modes = [(m, m.training) for m in module.modules()]  # of TorchScript's it is no attribute
         self._before: dict[int, tuple[Any, Any]] = {}
+        self._registered: set[int] = set()
         self._look(module)
+
+    def exchange(self, instead: _Exchange) -> None:
+        """Put another tensor in the place of each; parameters and buffers stay, where they are registered."""
+        for key, (container, before) in self._before.items():
+            if key in self._registered:
+                continue
+            for place, x in _places(before):
+                other = _exchanged(x, instead)
+                if other is not x:
+                    container[place] = other
 
     def restore(self) -> None:
         """Put back what was there, in place; the numbers in the tensors are not looked at, see `Values`."""
@@ -47,7 +60,9 @@ class Contents:
         if isinstance(x, Tensor):
             self.tensors.setdefault(id(x), x)
         elif isinstance(x, nn.Module):
-            self._look_inside(vars(x))
+            attributes = vars(x)
+            self._registered |= {id(attributes.get(name)) for name in ("_parameters", "_buffers")}
+            self._look_inside(attributes)
         elif type(x) in _MAPPINGS or type(x) in _SEQUENCES:
             self._look_inside(x)
         elif _is_tuple(x):
@@ -96,6 +111,18 @@ def _places(container: Any) -> Iterator[tuple[Any, Any]]:
 
 def _is_tuple(x: Any) -> bool:
     return type(x) is tuple or (isinstance(x, tuple) and hasattr(x, "_fields"))
+
+
+def _exchanged(x: Any, instead: _Exchange) -> Any:
+    """Another tensor, or a tuple in which there are others; anything else, itself."""
+    if isinstance(x, Tensor):
+        return instead(x)
+    if not _is_tuple(x):
+        return x
+    items = [_exchanged(item, instead) for item in x]
+    if all(a is b for a, b in zip(items, x, strict=True)):
+        return x
+    return type(x)(*items) if hasattr(x, "_fields") else tuple(items)
 
 
 def _same(container: Any, before: Any) -> bool:
