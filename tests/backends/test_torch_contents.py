@@ -17,6 +17,9 @@ if __test__:
     import torch
     from torch import nn
     from torch.nn.functional import mse_loss
+    from torch.utils.checkpoint import checkpoint
+
+    from gradaudit.backends.torch.adapt import adapted
 
     class Target(nn.Module):
         """Learns what a slower copy of itself says of other data, as BYOL does."""
@@ -326,3 +329,44 @@ class TestLoss:
         net = Net()
         assert codes(gradaudit.audit(net, loss=lambda net: net(x))) == (["GA101"] if halved else [])
         assert all(p is q for p, q in zip(net.all, net.parameters(), strict=True))
+
+
+class TestElsewhere:
+    """What the module does not hold is not restored; but it stays of use."""
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_a_log_of_tensors(self, x, kept):
+        net, log, calls = nn.Linear(6, 1), [], []
+
+        def loss(net):
+            y = net(x)
+            calls.append(1)
+            log.append(y.detach().mean() if kept else y.shape)
+            return y.square().mean()
+
+        report = gradaudit.audit(net, loss=loss)
+        assert report.verdict is Verdict.AGREE, str(report)
+        assert not kept or torch.stack(log).isfinite().all()
+        # batched where nothing is kept
+        assert (len(calls) > report.evaluations) is kept
+
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda net, x: net[0](x)[0].square().mean(),
+            lambda net, x: net[1](x).square().mean(),
+            lambda net, x: checkpoint(net[1], x, use_reentrant=False).square().mean(),
+            lambda net, x: torch.func.grad(lambda x: net[2](x).square().sum())(x).square().mean(),
+            lambda net, x: net[2](x.to(x.dtype).contiguous()).tanh().mean(),
+        ],
+        ids=["recurrent", "transformer", "checkpoint", "differentiated", "no copy"],
+    )
+    def test_what_pytorch_keeps_for_itself_does_not_count(self, loss):
+        torch.manual_seed(0)
+        x = torch.randn(4, 5, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        net = nn.ModuleList([nn.LSTM(8, 3, 2, batch_first=True), layer, nn.Linear(8, 3)])
+        model = adapted(net, None, loss=lambda net: loss(net, x))
+        size, outlive = model._tried
+        assert not outlive
+        assert model.point_bytes > size
