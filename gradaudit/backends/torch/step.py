@@ -180,11 +180,11 @@ class StepModel(OverStep):
         return {**self._sizes, "micro-batches": len(seen.parts), "loss scale": int(seen.scale)}
 
     def variants(self) -> Sequence[StepVariant]:
-        """The step from empty gradients, without clipping, and with micro-batches weighted by their rows."""
+        """The objective, and the step from empty gradients, without clipping, with micro-batches weighted by rows."""
         _, _ = self.value_and_grad(self.parameters())
         seen = self._seen or _Seen()
         kind = "forgotten" if seen.gradients is not None else "leftover"
-        found = [StepVariant(kind=kind, detail="", model=self._changed(empty=True))]
+        found = [*super().variants(), StepVariant(kind=kind, detail="", model=self._changed(empty=True))]
         if seen.clips:
             detail = f"while scaled by {seen.scale:g}" if any(seen.clips) else ""
             found.append(StepVariant(kind="clipped", detail=detail, model=self._changed(clipping=False)))
