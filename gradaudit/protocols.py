@@ -214,9 +214,9 @@ class StepVariant:
 
     Attributes:
         kind: ``forgotten`` or ``leftover``: started from empty gradients, with an optimiser in the step or without;
-            ``clipped``: without clipping; ``weights``: micro-batches weighted by their rows.
+            ``clipped``: without clipping; ``weights``: micro-batches weighted by their rows; ``objective``: not run.
         detail: what the step does there, in words; may be empty.
-        model: the same objective with the gradient of that step.
+        model: the same objective with the gradient of that step; where it is not run, with its own.
     """
 
     kind: str
@@ -229,7 +229,7 @@ class SupportsVariants(Protocol):
     """A training step that can be run differently, to prove what is wrong with it."""
 
     def variants(self) -> Sequence[StepVariant] | None:
-        """The same objective, one thing about the step changed in each; empty: nothing is known; None: no step."""
+        """The same objective, one thing about the step changed in each; None: no step."""
 
 
 @runtime_checkable

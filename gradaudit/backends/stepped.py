@@ -68,6 +68,10 @@ class OverStep(OverModel):
         """Where the objective is taken over pairs; of what a step returns that is not known."""
         return super().broadcasts() if self._returned is None else ()
 
+    def variants(self) -> Sequence[StepVariant]:
+        """The objective with its own gradient; of what a step returns there is none."""
+        return [StepVariant(kind="objective", detail="", model=self._model)] if self._returned is None else []
+
 
 @final
 class SteppedModel(OverStep):
@@ -102,10 +106,6 @@ class SteppedModel(OverStep):
     def sizes(self) -> Mapping[str, int]:
         """The user's sizes."""
         return self._sizes
-
-    def variants(self) -> Sequence[StepVariant]:
-        """None: nothing is known of what the step does."""
-        return ()
 
 
 def chosen(returned: Any, parameters: NamedArrays, named: _Named) -> dict[str, Array | None]:

@@ -103,11 +103,11 @@ class Measurement:
         return [name for name, own in looks.items() if own and all(c.unmoved for c in own)]
 
     def nearly_condemned(self) -> list[str]:
-        """The tensors that one more first look would condemn, and nothing has yet."""
+        """The tensors that one more first look would condemn, and no two looks have yet, whatever rounding says."""
         pairs = list(zip(self.lines, self.comparisons, strict=True))
         if not _whole_wrong(pairs):
             return []
-        names = [name for name, verdict in self.verdicts.items() if verdict is not Verdict.DISAGREE]
+        names = [n for n, verdict in self.verdicts.items() if verdict is not Verdict.DISAGREE or len(self.of(n)) == 1]
         return [name for name in names if _proofs([(li, c) for li, c in pairs if li.probe.tensor == name])]
 
     def suspected(self) -> list[str]:

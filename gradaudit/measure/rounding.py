@@ -21,7 +21,7 @@ from gradaudit.measure.vanished import but_vanished
 from gradaudit.numeric.budget import Budget
 from gradaudit.protocols import Model
 
-__all__ = ["Rounding", "beyond_rounding"]
+__all__ = ["Rounding", "beside_own", "beyond_rounding"]
 
 #: Some rounding repeats itself: that of functions and of sums of data (twice the 80 eps measured of functions); stored
 #: constants are off by half a unit in the last place, which moves a gradient as much as its parameters' last places do.
@@ -155,6 +155,30 @@ def beyond_rounding(
     last_places = np.array(moves[1:]) / far
     broken = related.broken(each_apart, last_places, *entries, repeating=_entries(apart, least), unit=unit)
     return Rounding(beyond, tuple(apart) if broken else ())
+
+
+def beside_own(excess: dict[str, Array], gradients: Gradients, own: Gradients, *, narrow: float) -> dict[str, Array]:
+    """What is beyond rounding of a gradient that comes another way than the twin's, from one that comes the same way.
+
+    Points nearby show that there is an error, and that rounding does not make it; but an error moves from point to
+    point as well, so what they leave of it may be little. The other gradient, in the same precision, has the rounding,
+    and not the error.
+
+    Args:
+        excess: as `beyond_rounding` found it; what has none keeps none.
+        gradients: under audit.
+        own: the other one.
+        narrow: machine epsilon of a narrower format that parts of the loss are meant to compute in.
+    """
+    unit, found = _unit(gradients, narrow), dict(excess)
+    for name, apart in _apart(gradients, own).items():
+        if name in excess and excess[name].any() and np.isfinite(apart).all():
+            g = np.abs(np.asarray(0.0 if own[name] is None else own[name], np.float64))
+            # sums in another order round otherwise
+            told = np.where(np.abs(apart) > _BIAS * unit * (g + _rms(g)), apart, 0.0)
+            # none: the rounding of both is beyond what it should be, and the points know more
+            found[name] = told if told.any() else excess[name]
+    return found
 
 
 def _moved(

@@ -11,9 +11,9 @@ from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, e
 from gradaudit.direction import Point, displace, random_direction
 from gradaudit.measure.baseline import gradient_at, gradient_of
 from gradaudit.measure.plan import scales
-from gradaudit.measure.rounding import beyond_rounding
+from gradaudit.measure.rounding import beside_own, beyond_rounding
 from gradaudit.numeric.budget import Budget, Stop
-from gradaudit.protocols import Model, SupportsMixedPrecision, SupportsTerms, SupportsTwin
+from gradaudit.protocols import Model, SupportsMixedPrecision, SupportsTerms, SupportsTwin, SupportsVariants
 
 __all__ = ["Source", "choose", "rounds_inside"]
 
@@ -94,6 +94,10 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
             return None
         _, reference = gradient_of(twin, budget)
         rounding = beyond_rounding((model, twin), gradients, reference, loss, budget, seed, narrow=narrow)
+        excess = rounding.excess
+        own = _own(model, budget) if any(x.any() for x in excess.values()) else None
+        if own is not None:
+            excess = beside_own(excess, gradients, own, narrow=narrow)
     except Stop:
         # no room for the twin's loss: measuring stops at its first request, and reports what it has
         return None
@@ -105,10 +109,27 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
         dtype="float64",
         digits="float64",
         reference=reference,
-        excess=rounding.excess,
+        excess=excess,
         related=rounding.related,
         narrow=narrow,
     )
+
+
+def _own(model: Model, budget: Budget) -> Gradients | None:
+    """The gradient that a step's objective has of its own, in the step's precision; None: it is no step, or has none.
+
+    Raises:
+        Stop: the budget is spent.
+    """
+    if not isinstance(model, SupportsVariants):
+        return None
+    try:
+        plain = next((v.model for v in model.variants() or () if v.kind == "objective"), None)
+        return None if plain is None else gradient_of(plain, budget)[1]
+    except Stop:
+        raise
+    except Exception:  # noqa: BLE001  # without it the points nearby tell what there is to tell
+        return None
 
 
 def rounds_inside(source: Source, budget: Budget, seed: int) -> bool:

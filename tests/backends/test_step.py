@@ -313,6 +313,64 @@ def test_a_gradient_of_numbers_is_no_loss(framework):
     assert report.verdict is Verdict.AGREE, str(report)
 
 
+def two_layers(framework, change):
+    """Micro-batches' gradients, added, of a float32 network; ``change`` is made to those of its first tensor."""
+    if framework == "tensorflow":
+        import tensorflow as tf
+
+        net, loss = keras_net()
+
+        def step(net):
+            total = [0] * 4
+            for i in range(0, 10, 2):
+                with tf.GradientTape() as tape:
+                    value = tf.reduce_mean((net(ROWS[i : i + 2]) - TARGET[i : i + 2]) ** 2) / 5
+                total = [t + g for t, g in zip(total, tape.gradient(value, net.trainable_variables), strict=True)]
+            return [tf.constant(change(total[0].numpy())), *total[1:]]
+
+        return net, step, loss
+    import jax
+    from jax import numpy as jnp
+
+    rng = np.random.default_rng(1)
+
+    def loss(p, rows=slice(None)):
+        return jnp.mean((jnp.tanh(ROWS[rows] @ p["a"]) @ p["b"] - TARGET[rows]) ** 2)
+
+    def step(p):
+        parts = [jax.grad(loss)(p, slice(i, i + 2)) for i in range(0, 10, 2)]
+        found = {n: sum(part[n] for part in parts) / 5 for n in p}
+        return {**found, "a": jnp.asarray(change(np.array(found["a"])))}
+
+    return {n: jnp.asarray(rng.standard_normal(s), "float32") for n, s in (("a", (4, 5)), ("b", (5, 1)))}, step, loss
+
+
+def one_entry(g):
+    g[2, 3] += 0.05
+    return g
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda g: g, None),
+        (lambda g: -g, "GA303"),
+        (lambda g: g * np.float32(0.1), "GA301"),
+        (lambda g: g * np.float32(1.01), "GA301"),
+        (one_entry, "GA405"),
+    ],
+    ids=["right", "negative", "a tenth", "one per cent", "one entry"],
+)
+@pytest.mark.parametrize("framework", [name for name in STEPS if name in TESTED and name != "numpy"])
+def test_what_is_wrong_with_one_tensor_is_named_in_float32(framework, change, code):
+    """The twin's gradient is right: what the step's is off by moves from point to point as rounding does."""
+    target, step, loss = two_layers(framework, change)
+    report = gradaudit.audit_step(target, step, loss=loss)
+    assert report.source == "a float64 twin"
+    assert [finding.code for finding in report.findings] == ([] if code is None else [code]), str(report)
+    assert sum(p.verdict is not Verdict.AGREE for p in report.parameters) == (code is not None)
+
+
 class TestKeras:
     __test__ = "tensorflow" in TESTED
 

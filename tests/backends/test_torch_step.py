@@ -191,6 +191,44 @@ def test_one_percent_in_one_tensor_is_found(case):
     assert report.findings[0].parameters == ("0.weight",), str(report)
 
 
+@pytest.mark.parametrize(
+    ("factor", "code"), [(1.0, None), (-1.0, "GA303"), (0.1, "GA301"), (1.01, "GA301"), (0.0, "GA201")]
+)
+@pytest.mark.parametrize("optimised", [True, False])
+def test_a_factor_of_one_tensor_is_named_in_float32(case, factor, code, optimised):
+    net, x, y = case
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def step(net):
+        net.zero_grad()
+        for a in range(0, 10, 5):
+            (mse_loss(net(x[a : a + 5]), y[a : a + 5]) / 2).backward()
+        net[0].weight.grad *= factor
+        if optimised:
+            optimiser.step()
+
+    report = audited(case, step)
+    assert report.source == "a float64 twin"
+    assert [finding.code for finding in report.findings] == ([] if code is None else [code]), str(report)
+    assert [p.name for p in report.parameters if p.verdict is not Verdict.AGREE] == ["0.weight"] * (code is not None)
+
+
+def test_a_factor_is_named_where_random_numbers_are_held():
+    torch.manual_seed(0)
+    net, x, y = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 1)), torch.randn(24, 6), torch.randn(24, 1)
+
+    def step(net, factor=1.0):
+        net.zero_grad()
+        mse_loss(net(x), y).backward()
+        net[0].weight.grad *= factor
+
+    loss = lambda net: mse_loss(net(x), y)  # noqa: E731
+    assert gradaudit.audit_step(net, step, loss=loss).verdict is Verdict.AGREE
+    wrong(gradaudit.audit_step(net, lambda net: step(net, -1.0), loss=loss), "GA801")
+    report = gradaudit.audit_step(net, lambda net: step(net, -1.0), loss=loss)
+    assert "GA303" in [finding.code for finding in report.findings], str(report)
+
+
 def test_a_clip_that_bites_is_named(case):
     _net, x, y = case
 

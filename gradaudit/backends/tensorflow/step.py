@@ -111,12 +111,11 @@ class StepModel(OverStep):
         return {**self._sizes, "micro-batches": len(self._seen.rows)}
 
     def variants(self) -> Sequence[StepVariant]:
-        """The step with its micro-batches weighted by their rows."""
+        """The objective, and the step with its micro-batches weighted by their rows."""
         _, _ = self.value_and_grad(self.parameters())
-        return [
-            StepVariant(kind="weights", detail=detail, model=self._weighted(weights))
-            for detail, weights in by_rows(self._seen.rows)
-        ]
+        rows = by_rows(self._seen.rows)
+        weighted = [StepVariant(kind="weights", detail=d, model=self._weighted(weights)) for d, weights in rows]
+        return [*super().variants(), *weighted]
 
     def _weighted(self, weights: Sequence[float]) -> StepModel:
         parts = self._target, self._step, self._objective, self._sizes

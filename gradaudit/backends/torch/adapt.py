@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradaudit.backends.containers import flattened
 from gradaudit.backends.keras import keras_function, keras_of
+from gradaudit.backends.torch.contents import Contents
 from gradaudit.backends.torch.model import TorchModel
 from gradaudit.backends.torch.widening import widening, widening_inputs
 from gradaudit.errors import ModelContractError
@@ -49,19 +50,26 @@ def _of_module(module: nn.Module, loss: Callable[..., Any] | None) -> TorchModel
         msg = f"no parameter of the {name} requires a gradient"
         raise ModelContractError(msg, where="audit()", hint="net.requires_grad_(True)")
     inside = _Loss(module, loss)
-    names = {id(p): n for n, p in parameters.items()}
-    places = [(where, names[id(p)]) for where, p in _placed(inside, "_parameters") if id(p) in names]
 
     def function(p: Mapping[str, Tensor]) -> Any:
         like = next(iter(p.values()))
         # statistics and other state start anew at every evaluation: copies take what is written to them
-        copies = {id(b): _as(like, b.clone()) for _, b in _placed(inside, "_buffers")}
-        state = {where: copies[id(b)] for where, b in _placed(inside, "_buffers")}
-        frozen = {where: _as(like, w.detach()) for where, w in _placed(inside, "_parameters") if id(w) not in names}
-        given = {where: p[name] for where, name in places}
-        with widening_inputs(module if like.dtype == torch.float64 else None):
-            # not `tie_weights`: of a module that is there twice, PyTorch then puts back what it was given
-            return torch.func.functional_call(inside, {**state, **frozen, **given}, (), tie_weights=False)
+        standing = {id(x): (x, p[n]) for n, x in parameters.items()}
+
+        def instead(x: Tensor) -> Tensor:
+            if id(x) not in standing:
+                standing[id(x)] = x, _copied(like, x)
+            return standing[id(x)][1]
+
+        contents = Contents(module)
+        try:
+            contents.exchange(instead)
+            registered = {where: instead(x) for where, x in _registered(inside)}
+            with widening_inputs(module if like.dtype == torch.float64 else None):
+                # not `tie_weights`: of a module that is there twice, PyTorch then puts back what it was given
+                return torch.func.functional_call(inside, registered, (), tie_weights=False)
+        finally:
+            contents.restore()
 
     return TorchModel(widening(function, parameters), parameters)
 
@@ -79,10 +87,10 @@ class _Loss(nn.Module):  # type: ignore[misc]
         return self._loss(self.module)
 
 
-def _placed(module: nn.Module, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """Where each parameter or buffer stands, and itself: tied ones in several modules, a module but once."""
+def _registered(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Where each parameter and buffer stands, and itself: tied ones in several modules, a module but once."""
     for prefix, owner in module.named_modules():
-        for name, x in getattr(owner, kind).items():
+        for name, x in (*owner._parameters.items(), *owner._buffers.items()):  # noqa: SLF001  # elsewhere a tied one is there once
             if x is not None:
                 yield f"{prefix}.{name}", x
 
@@ -91,5 +99,9 @@ def _is_trained(x: Any) -> bool:
     return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
 
 
-def _as(like: Tensor, x: Tensor) -> Tensor:
-    return x.to(like.dtype) if x.is_floating_point() and like.dtype == torch.float64 else x
+def _copied(like: Tensor, x: Tensor) -> Tensor:
+    """What the loss may write into, in the precision of its parameters where that is float64."""
+    wide = x.is_floating_point() and like.dtype == torch.float64
+    copy = x.detach().to(like.dtype if wide else x.dtype, copy=True)
+    # never registered, but differentiated by inside the loss; a frozen one is False, which vmap would refuse to be told
+    return copy.requires_grad_() if x.is_leaf and x.requires_grad else copy

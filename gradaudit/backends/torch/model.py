@@ -20,6 +20,7 @@ from gradaudit.backends.torch.held import HeldModel
 from gradaudit.backends.torch.hooks import listed, removed
 from gradaudit.backends.torch.narrow import narrowest
 from gradaudit.backends.torch.origin import found
+from gradaudit.backends.torch.outliving import Made
 from gradaudit.backends.torch.rules import compared, replacing
 from gradaudit.backends.torch.state import preserved, threads
 from gradaudit.direction import Point, displace, stack
@@ -147,7 +148,7 @@ class TorchModel:
         """Working memory of one more point, in bytes."""
         if self._given_point_bytes is not None:
             return self._given_point_bytes
-        return sum(p.nbytes for p in self._parameters.values()) + self._saved_bytes()
+        return sum(p.nbytes for p in self._parameters.values()) + self._tried[0]
 
     def along(self, points: Sequence[Point]) -> Array:
         """The losses at K points, (K,)."""
@@ -281,8 +282,11 @@ class TorchModel:
         return {name: p.requires_grad_() for name, p in self._tensors(arrays).items()}
 
     def _vectorised(self, points: Sequence[Point]) -> Array | None:
-        """The losses by vmap, or None, for good, where the function is beyond it."""
+        """The losses by vmap, or None, for good, where the function is beyond it, or keeps what it computes."""
         try:
+            if self._tried[1]:
+                self._vectorises = False
+                return None
             with self._recording(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # it is still faster
                 losses = as_array(torch.func.vmap(self._function)(self._tensors(stack(self._parameters, points))))
@@ -292,20 +296,23 @@ class TorchModel:
         # another shape or dtype: the loop says what is wrong with it
         return losses if losses.shape == (len(points),) and np.issubdtype(losses.dtype, np.floating) else None
 
-    def _saved_bytes(self) -> int:
-        """What autograd would keep for one backward pass: what one evaluation needs, and rather more than less."""
+    @cached_property
+    def _tried(self) -> tuple[int, bool]:
+        """Of one evaluation: the bytes that autograd would keep, more than needed; whether tensors outlive it."""
         saved: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             saved[tensor.data_ptr()] = tensor.nbytes
-            return tensor
+            return tensor.detach()  # itself, an output that its own graph keeps would never be freed
 
-        with self._recording(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with preserved(), self._recording(), Made() as made:
             try:
-                self._function(self._leaves(self._parameters))
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                    self._function(self._leaves(self._parameters))
             except RuntimeError:  # a loss with torch.func inside: it refuses these hooks
-                return 0
-        return sum(saved.values())
+                saved.clear()
+                self.loss(self._parameters)
+        return sum(saved.values()), made.outlive()
 
 
 @cache

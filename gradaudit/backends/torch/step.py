@@ -16,11 +16,12 @@ from gradaudit.arrays import Gradients, NamedArrays, Scalar
 from gradaudit.backends.stepped import OverStep, by_rows, loss_among, unasked
 from gradaudit.backends.torch.adapt import adapted
 from gradaudit.backends.torch.broadcasts import over_pairs
+from gradaudit.backends.torch.contents import Values
 from gradaudit.backends.torch.cuts import listed, removed
 from gradaudit.backends.torch.model import TorchModel, as_array
 from gradaudit.backends.torch.narrow import narrowest
 from gradaudit.backends.torch.state import Patches, preserved
-from gradaudit.backends.torch.stepping import OptimiserState, ScalerState, put, standing
+from gradaudit.backends.torch.stepping import OptimiserState, ScalerState, standing
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model, StepVariant
 from gradaudit.sites import Broadcast, Cut
@@ -75,10 +76,10 @@ class StepModel(OverStep):
     """The objective of a module, whose gradient is what a training step leaves.
 
     The gradient is read at the first ``optimizer.step()`` that the step calls, else from ``.grad`` after it. A step
-    with an optimiser is a whole iteration: it runs twice from the same parameters, ``.grad`` left as it is in between.
-    Parameters, buffers, ``.grad``, optimisers and loss scalers are as before afterwards. A closure's own Python state
-    (a data iterator, a scheduler) is not known, so not restored. The float64 twin is the objective's, with its
-    own gradient; where the step returns the objective, it is the step's, run in float64.
+    with an optimiser is a whole iteration: it runs twice from the same state, ``.grad`` left as it is in between.
+    Parameters, buffers, attributes, modes, ``.grad``, optimisers and loss scalers are as before afterwards. A closure's
+    own Python state (a data iterator, a scheduler) is not known, so not restored. The float64 twin is the objective's,
+    with its own gradient; where the step returns the objective, it is the step's, run in float64.
 
     Args:
         module: what is trained.
@@ -158,12 +159,14 @@ class StepModel(OverStep):
             if self._empty:
                 for p in self._named.values():
                     p.grad = None
+            start = Values(self._module)
             with preserved():  # a second run draws the same random numbers, on every device
                 seen = self._run(optimisers)
             if seen.gradients is not None and not self._empty:
-                # where parameters were updated, put them back: the same point, the gradient left from before
-                put(self._named, parameters)
-                seen = self._run(optimisers)
+                start.restore()  # all but the gradient, which is left from before
+                again = self._run(optimisers)
+                # nothing was left when it went backward: what else differs is state that the module does not hold
+                seen = again if again.begun or not again.parts else seen
             found = seen.gradients or self._gradients()
         self._seen = seen
         if all(g is None for g in found.values()):
@@ -177,11 +180,11 @@ class StepModel(OverStep):
         return {**self._sizes, "micro-batches": len(seen.parts), "loss scale": int(seen.scale)}
 
     def variants(self) -> Sequence[StepVariant]:
-        """The step from empty gradients, without clipping, and with micro-batches weighted by their rows."""
+        """The objective, and the step from empty gradients, without clipping, with micro-batches weighted by rows."""
         _, _ = self.value_and_grad(self.parameters())
         seen = self._seen or _Seen()
         kind = "forgotten" if seen.gradients is not None else "leftover"
-        found = [StepVariant(kind=kind, detail="", model=self._changed(empty=True))]
+        found = [*super().variants(), StepVariant(kind=kind, detail="", model=self._changed(empty=True))]
         if seen.clips:
             detail = f"while scaled by {seen.scale:g}" if any(seen.clips) else ""
             found.append(StepVariant(kind="clipped", detail=detail, model=self._changed(clipping=False)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gradaudit.arrays import NamedArrays
+from gradaudit.backends.torch.contents import Contents, Values
 from gradaudit.backends.torch.model import as_tensor
 from gradaudit.backends.torch.state import preserved
 from gradaudit.backends.torch.widening import widened_calls, widening_inputs
 
-__all__ = ["OptimiserState", "ScalerState", "put", "standing"]
+__all__ = ["OptimiserState", "ScalerState", "standing"]
 
 
 @final
@@ -75,23 +76,18 @@ def standing(module: nn.Module, parameters: NamedArrays) -> Iterator[dict[int, A
     wide = any(a.dtype == np.float64 and named[name].dtype == torch.float32 for name, a in parameters.items())
     precision = _widened(module) if wide else nullcontext()
     with torch.inference_mode(mode=False), torch.enable_grad(), _restored(module) as met, precision:
-        put(named, parameters)
+        with torch.no_grad():
+            for name, value in parameters.items():
+                named[name].copy_(as_tensor(value, named[name].device))
         yield met
-
-
-def put(named: Mapping[str, Tensor], parameters: NamedArrays) -> None:
-    """Give parameters their values, in place."""
-    with torch.no_grad():
-        for name, value in parameters.items():
-            named[name].copy_(as_tensor(value, named[name].device))
 
 
 @contextmanager
 def _widened(module: nn.Module) -> Iterator[None]:
     """Meanwhile its float32 tensors are float64, as `nn.Module.double` makes them, and so is what meets them."""
-    tensors = [x for x in (*module.parameters(), *module.buffers()) if x.dtype == torch.float32]
+    tensors = [x for x in Contents(module).tensors.values() if x.dtype == torch.float32]
     casts = not any(x.dtype == torch.float64 for x in module.parameters())
-    before = [(x, x.data, x.grad) for x in tensors]
+    before = [(x, x.data, _gradient(x)) for x in tensors]
     try:
         for x, data, gradient in before:
             x.grad = None  # it has the dtype of its tensor at any time
@@ -108,10 +104,9 @@ def _widened(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _restored(module: nn.Module) -> Iterator[dict[int, Any]]:
-    tensors = [*module.parameters(), *module.buffers()]
-    values = [(x, x.detach().clone()) for x in tensors]
-    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in module.parameters()]
-    modes = [(m, m.training) for m in module.modules()]
+    before = Values(module)
+    leaves = [x for x in Contents(module).tensors.values() if x.is_leaf]
+    gradients = [(x, x.grad, None if x.grad is None else x.grad.clone()) for x in leaves]
     met: dict[int, Any] = {}
     with preserved():
         try:
@@ -119,12 +114,13 @@ def _restored(module: nn.Module) -> Iterator[dict[int, Any]]:
         finally:
             for thing in met.values():
                 thing.restore()
+            before.restore()
             with torch.no_grad():
-                for x, value in values:
-                    x.copy_(value)
-                for p, gradient, value in gradients:
-                    p.grad = gradient
+                for x, gradient, value in gradients:
+                    x.grad = gradient
                     if gradient is not None:
                         gradient.copy_(value)
-            for m, training in modes:
-                m.training = training
+
+
+def _gradient(x: Tensor) -> Tensor | None:
+    return x.grad if x.is_leaf else None  # PyTorch warns of asking for any other
