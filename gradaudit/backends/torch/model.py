@@ -15,6 +15,7 @@ from torch import Tensor
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
 from gradaudit.backends.torch.backward import gradients
 from gradaudit.backends.torch.broadcasts import over_pairs
+from gradaudit.backends.torch.carried import carrying
 from gradaudit.backends.torch.cuts import held
 from gradaudit.backends.torch.held import HeldModel
 from gradaudit.backends.torch.hooks import listed, removed
@@ -60,7 +61,7 @@ class TorchModel:
     """A pure function of a dict of named tensors, differentiated by autograd.
 
     The function always gets fresh tensors: those given as ``parameters`` are copied, and neither they nor their
-    ``.grad`` change.
+    ``.grad`` change. The gradient is as their hooks leave it.
 
     Args:
         function: parameters -> one number, a tensor of shape ().
@@ -84,7 +85,7 @@ class TorchModel:
         point_bytes: int | None = None,
         n_threads: int | None = None,
     ) -> None:
-        self._function = function
+        self._function = carrying(function, parameters)
         self._batched = batched
         self._given_point_bytes = point_bytes
         self._n_threads = n_threads
