@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.torch.inference import as_no_grad, is_inference
 from gradaudit.backends.torch.state import eager
+from gradaudit.backends.torch.storages import identity, storage
 from gradaudit.sites import Cut, folders
 
 __all__ = ["SKIPPED", "Mode", "held", "listed", "removed"]
@@ -213,7 +214,7 @@ class _Following(Mode):
         self._replayed = replayed
         self._ordinals: dict[Cut, int] = defaultdict(int)
         # storages, kept alive so that their identities stay their own
-        self._own = {_identity(x): _storage(x) for x in leaves.values()}
+        self._own = {identity(x): storage(x) for x in leaves.values()}
         self._derived: dict[int, Any] = {}
         self._foreign: dict[int, Any] = {}
 
@@ -232,20 +233,20 @@ class _Following(Mode):
         if not any(self._depends(x) for x in inputs):
             result = func(*args, **kwargs)
             if any(x.requires_grad for x in inputs):
-                self._foreign.update((_identity(x), _storage(x)) for x in _tensors((result, changed)))
+                self._foreign.update((identity(x), storage(x)) for x in _tensors((result, changed)))
             return result
         derived = any(self._is_derived(x) for x in inputs)
         # a view of these is held as they are
-        bases = {_identity(x) for x in inputs if not x.requires_grad and func not in _KINDS}
+        bases = {identity(x) for x in inputs if not x.requires_grad and func not in _KINDS}
         result = func(*args, **kwargs)
         cuts = list(self._cuts(func, result, args, changed is not None, sys._getframe(1)))  # noqa: SLF001
         chosen = next((cut for cut in cuts if cut in self.recorded), None)
         if chosen is not None:
             result = self._kept(chosen, result, changed, bases)
         for x in _tensors((result, changed)):
-            self._foreign.pop(_identity(x), None)
+            self._foreign.pop(identity(x), None)
             if (cuts or derived) and _is_cut(x):
-                self._derived[_identity(x)] = _storage(x)
+                self._derived[identity(x)] = storage(x)
         return result
 
     def _cuts(self, func: Any, result: Any, args: Any, in_place: bool, frame: FrameType) -> Iterator[Cut]:  # noqa: FBT001
@@ -288,11 +289,11 @@ class _Following(Mode):
         """On the parameters under audit; others, say of a module that the loss brings along, may record as well."""
         if not x.requires_grad:
             return self._is_derived(x)
-        i = _identity(x)
+        i = identity(x)
         return i in self._own or i in self._derived or not (x.is_leaf or i in self._foreign)
 
     def _is_derived(self, x: Tensor) -> bool:
-        return bool(self._derived) and _identity(x) in self._derived
+        return bool(self._derived) and identity(x) in self._derived
 
 
 def _changed(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any] | None:
@@ -320,19 +321,6 @@ def _is_cut(x: Tensor) -> bool:
     return bool((x.is_floating_point() or x.is_complex()) and x.is_leaf)
 
 
-def _storage(x: Tensor) -> Any:
-    """What the views of a tensor share; of one without storage (sparse, inside a transform) itself."""
-    try:
-        return x.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return x
-
-
-def _identity(x: Tensor) -> int:
-    storage = _storage(x)
-    return id(x) if storage is x else int(storage._cdata)  # noqa: SLF001  # data_ptr() is 0 for all that are empty
-
-
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
@@ -342,7 +330,7 @@ def _copied(value: Any) -> Any:
 def _replaced(result: Any, value: Any, bases: Collection[int]) -> Any:
     """The recorded value in the form of the result."""
     if isinstance(result, Tensor):
-        return result if _identity(result) in bases else value.clone().requires_grad_(result.requires_grad)
+        return result if identity(result) in bases else value.clone().requires_grad_(result.requires_grad)
     if isinstance(result, (tuple, list)):
         items = [_replaced(*pair, bases) for pair in zip(result, value, strict=False)]
         return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)
