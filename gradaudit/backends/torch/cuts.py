@@ -12,8 +12,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
@@ -24,11 +22,12 @@ from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.torch.inference import as_no_grad, is_inference
+from gradaudit.backends.torch.sites import OURS, SKIPPED, at_frame, at_function
 from gradaudit.backends.torch.state import eager
 from gradaudit.backends.torch.storages import identity, storage
-from gradaudit.sites import Cut, folders
+from gradaudit.sites import Cut
 
-__all__ = ["SKIPPED", "Mode", "held", "listed", "removed"]
+__all__ = ["Mode", "held", "listed", "removed"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 _Leaves: TypeAlias = Mapping[str, Tensor]
@@ -55,8 +54,8 @@ _SHAPE_ONLY = {
 }
 _MARKING = {"requires_grad_", "share_memory_", "rename_"}  # in place, but not the value
 
-#: Frames in these are not where a cut is written.
-SKIPPED = (*folders("torch", "gradaudit", "keras"), contextlib.__file__)
+#: What switches grad mode off, also as a decorator.
+_SWITCHES = {"no_grad", "set_grad_enabled", "inference_mode"}
 
 
 def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
@@ -132,35 +131,23 @@ class Mode(TorchFunctionMode):  # type: ignore[misc]
             self.regions = () if enabled else (*self.regions, _Region(self.site(kind, outside)))
 
     def site(self, kind: str, frame: FrameType | None) -> Cut:
-        """The cut of this kind on the innermost line that is neither PyTorch's nor ours."""
-        decorated = ""
+        """The cut of this kind on the innermost line that is neither PyTorch's nor ours.
+
+        Where a decorator switches the gradient off and no line of the user's calls the function, it is at the function.
+        """
+        decorated = None
         while frame is not None and frame.f_code.co_filename.startswith(SKIPPED):
-            if not decorated and frame.f_code.co_name in {"decorate_context", "generator_context"}:
-                decorated = frame.f_locals["func"].__qualname__
+            if decorated is None and frame.f_code.co_name in {"decorate_context", "generator_context"}:
+                decorated = frame.f_locals["func"]
+            elif decorated is not None and frame.f_code.co_filename.startswith(OURS):
+                return at_function(kind, decorated) or at_frame(kind, None, "", removable=True)
             frame = frame.f_back
-        function = decorated if kind in {"no_grad", "set_grad_enabled", "inference_mode"} else ""
+        function = getattr(decorated, "__qualname__", "") if decorated is not None and kind in _SWITCHES else ""
         # the last instruction may differ between two runs of a line: its position does not
         key = (kind, None, 0, function) if frame is None else (kind, frame.f_code, frame.f_lasti, function)
         if key not in self._sites:
-            self._sites[key] = _cut(kind, frame, function)
+            self._sites[key] = at_frame(kind, frame, function, removable=kind not in _NOT_REMOVABLE)
         return self._sites[key]
-
-
-def _cut(kind: str, frame: FrameType | None, function: str) -> Cut:
-    removable = kind not in _NOT_REMOVABLE
-    if frame is None:
-        return Cut(kind=kind, path="unknown", line=0, library=True, removable=removable)
-    code = frame.f_code
-    line, _, column, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
-    return Cut(
-        kind=kind,
-        path=code.co_filename,
-        line=line or frame.f_lineno,
-        column=column or 0,
-        function=(function or code.co_qualname).rpartition("<locals>.")[2],
-        library=not {"site-packages", "dist-packages"}.isdisjoint(Path(code.co_filename).parts),
-        removable=removable,
-    )
 
 
 class _Removing(Mode):

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +21,7 @@ from torch.nn import Module
 
 from gradaudit.backends.torch import cuts
 from gradaudit.backends.torch.backward import gradients
+from gradaudit.backends.torch.sites import at_function
 from gradaudit.backends.torch.state import Patches, eager, preserved
 from gradaudit.sites import Cut
 
@@ -108,13 +107,8 @@ class _Hooks(cuts.Mode):
     def written(self, hook: Any, acting: Any = None, given: Given = _handed) -> Any:
         """In place of a hook that was registered before, or of what runs it: its place is where it is written."""
         acting = hook if acting is None else acting
-        code = getattr(inspect.unwrap(getattr(hook, "func", hook)), "__code__", None)
-        if code is None:
-            return acting
-        installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(code.co_filename).parts)
-        name = code.co_qualname.rpartition("<locals>.")[2]
-        place = {"path": code.co_filename, "line": code.co_firstlineno, "function": name}
-        return self.instead(Cut(kind=_KIND, library=installed, **place), acting, given)
+        cut = at_function(_KIND, hook)
+        return acting if cut is None else self.instead(cut, acting, given)
 
 
 class _Watching(_Hooks):
