@@ -120,6 +120,11 @@ def if_meant(cuts: Sequence[Cut]) -> str:
 
 
 def _remedy(cuts: Sequence[Cut]) -> str:
+    if all(cut.kind == "hook" for cut in cuts):
+        return (
+            "If this is meant (clipping, a reversal): what an optimiser is given is no gradient of this loss; audit "
+            "without the hook to judge what it is given itself. If not: remove the hook."
+        )
     return (
         "If this is meant (a target, a truncation, a straight-through estimator): the backward pass is right given it; "
         f"{if_meant(cuts)}. If not: remove it, or compute inside the graph what it cuts off."

@@ -16,7 +16,7 @@ from gradaudit.measure.judgement import Line, Measurement, judge, precision_of
 from gradaudit.measure.localise import Gap, Located, localise
 from gradaudit.measure.path import along_paths
 from gradaudit.measure.plan import Probe
-from gradaudit.measure.sources import Source, choose, rounds_inside
+from gradaudit.measure.sources import Source, choose, rounds_inside, stands_still
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.numeric.complex_step import agrees, complex_step
 from gradaudit.numeric.estimate import DerivativeEstimate, Known, estimate, follow_up
@@ -38,7 +38,8 @@ def measured(model: Model, loss: Scalar, gradients: Gradients, options: AuditOpt
     """A gradient against the numbers of the best source that there is.
 
     A twin that computes in float32 somewhere inside condemns nobody: then the native loss is asked. Nor does a float64
-    loss that does, where the steps were too short to show it.
+    loss that does, where the steps were too short to show it. A twin that stands still where the native loss moves
+    tells nothing.
 
     Args:
         model: whose losses are measured.
@@ -49,9 +50,13 @@ def measured(model: Model, loss: Scalar, gradients: Gradients, options: AuditOpt
     """
     source = choose(model, loss, gradients, budget, seed=options.seed)
     found = measure(source, gradients, options, budget)
-    if found.verdict is Verdict.AGREE:
-        return found
     try:
+        still = [] if source.reference is None else _still(found)
+        if still and stands_still(model, loss, source, still, budget, options.seed):
+            source = choose(model, loss, gradients, budget, seed=options.seed, twin=False)
+            found = measure(source, gradients, options, budget)
+        if found.verdict is Verdict.AGREE:
+            return found
         if source.reference is not None:
             if _noisy(found) and rounds_inside(source, budget, options.seed):
                 native = choose(model, loss, gradients, budget, seed=options.seed, twin=False)
@@ -88,6 +93,12 @@ def _over_paths(found: Measurement, options: AuditOptions, budget: Budget) -> Me
     together = found.verdict is Verdict.DISAGREE and Verdict.DISAGREE not in found.verdicts.values()
     verdict = Verdict.DISAGREE if together else worst(verdicts.values())
     return replace(found, verdicts=verdicts, resolutions=resolutions, verdict=verdict)
+
+
+def _still(found: Measurement) -> list[str]:
+    """The tensors with which the loss does not move, at least nearby."""
+    lines = {n: [line for line in found.lines if line.probe.tensor == n] for n in found.verdicts}
+    return [n for n, own in lines.items() if own and all(line.estimate.constant or line.estimate.still for line in own)]
 
 
 def _noisy(found: Measurement) -> bool:

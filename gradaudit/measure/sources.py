@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -15,7 +16,7 @@ from gradaudit.measure.rounding import beside_own, beyond_rounding
 from gradaudit.numeric.budget import Budget, Stop
 from gradaudit.protocols import Model, SupportsMixedPrecision, SupportsTerms, SupportsTwin, SupportsVariants
 
-__all__ = ["Source", "choose", "rounds_inside"]
+__all__ = ["Source", "choose", "rounds_inside", "stands_still"]
 
 #: A twin computes the same loss up to the rounding of the native one.
 _SAME = 1e3
@@ -25,6 +26,10 @@ _JITTERS = 2
 #: Steps, relative to the parameters' size, below and above what float32 resolves; how much flatter the loss is below
 #: if it rounds there; the noise of one difference.
 _UNSEEN, _SEEN, _FLAT, _ULPS = 1e-11, 1e-5, 0.9, 64.0
+
+
+#: How far, relative to the parameters' size, it is looked whether a loss moves that its twin says does not.
+_DISPLACED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,8 +93,7 @@ def _twin(model: Model, loss: Scalar, gradients: Gradients, budget: Budget, seed
         budget.take(1, "twin")
         twin_loss = as_scalar(twin.loss(twin.parameters()), "twin().loss()")
         narrow = (model.narrow() if isinstance(model, SupportsMixedPrecision) else None) or 0.0
-        same = max(_SAME * eps(loss.dtype), _SAME_NARROW * narrow)
-        agrees = abs(float(twin_loss) - float(loss)) <= same * abs(float(loss))
+        agrees = abs(float(twin_loss) - float(loss)) <= _same(loss, narrow)
         if twin_loss.dtype != np.float64 or not agrees:
             return None
         _, reference = gradient_of(twin, budget)
@@ -154,6 +158,34 @@ def rounds_inside(source: Source, budget: Budget, seed: int) -> bool:
         if slopes[0] + noise < _FLAT * slopes[1]:
             return True
     return False
+
+
+def stands_still(model: Model, loss: Scalar, source: Source, names: Sequence[str], budget: Budget, seed: int) -> bool:
+    """Whether a twin, which short steps of these tensors do not move, is to blame: it rounds, or leaves them out.
+
+    That its loss is the same at the base point does not tell: what a twin leaves out may be there already. So both
+    losses are asked far off, one evaluation each. The twin's goes first: what it leaves out is there again once the
+    native loss has been at that point.
+
+    Raises:
+        Stop: the budget is spent.
+    """
+    lengths = scales(source.model.parameters())
+    point = Point(random_direction("still", {name: lengths[name] for name in names}, seed), _DISPLACED)
+    budget.take(2, "twin")
+    try:
+        twin, native = (float(m.loss(displace(m.parameters(), point))) for m in (source.model, model))
+    except Exception:  # noqa: BLE001  # outside the domain nobody moves
+        return False
+    moved = abs(native - float(loss))
+    if not moved > _same(loss, source.narrow):
+        return False
+    return abs(twin - native) > 0.5 * moved or rounds_inside(source, budget, seed)
+
+
+def _same(loss: Scalar, narrow: float) -> float:
+    """By how much a twin's loss may differ."""
+    return max(_SAME * eps(loss.dtype), _SAME_NARROW * narrow) * abs(float(loss))
 
 
 def _jittered(model: Model, budget: Budget, seed: int) -> Gradients:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gradaudit
+from gradaudit import Verdict
 from gradaudit.backends import registry
 from gradaudit.protocols import SupportsCuts
 from tests import conftest
@@ -295,6 +296,60 @@ def test_a_decorated_function(torch):
         return torch.sin(h / norm(h)).sum()  # CUT
 
     check(loss, "no_grad", name="norm")
+
+
+@pytest.mark.parametrize("kind", ["no_grad", "inference_mode", "set_grad_enabled"])
+def test_a_decorated_loss(torch, kind):
+    """No line of the user's calls it: the function is named."""
+    decorator = torch.set_grad_enabled(False) if kind == "set_grad_enabled" else getattr(torch, kind)()
+
+    @decorator
+    def loss(p):  # CUT
+        return torch.sin(p["W"] @ p["b"]).sum()
+
+    m = model(loss, base())
+    (cut,) = m.cuts()
+    assert (cut.kind, cut.path, [cut.line], cut.library) == (kind, __file__, marked(loss), False)
+    assert cut.name == "loss"
+    assert_mended(m, [cut])
+    report = gradaudit.audit(m)
+    assert [(f.code, f.confidence) for f in report.findings] == [("GA101", "proven")]
+    assert f"test_torch_cuts.py:{cut.line}" in report.findings[0].title
+
+
+def test_a_decorated_loss_of_a_module(torch):
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(6, 1), torch.randn(24, 6)
+
+    @torch.no_grad()
+    def loss(net):  # CUT
+        return net(x).square().mean()
+
+    report = gradaudit.audit(net, loss=loss)
+    assert [f.title for f in report.findings] == [f"cut at test_torch_cuts.py:{marked(loss)[0]}"]
+    assert gradaudit.audit(net, loss=loss.__wrapped__).verdict is Verdict.AGREE
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_last_call_of_a_loss_is_item(torch, dtype):
+    """It hands over a number without a dtype: of a float32 tensor it is one of float32."""
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(6, 1).to(getattr(torch, dtype)), torch.randn(24, 6, dtype=getattr(torch, dtype))
+
+    def loss(net):
+        return net(x).square().mean().item()  # CUT
+
+    report = gradaudit.audit(net, loss=loss)
+    assert [f.title for f in report.findings] == [f"cut at test_torch_cuts.py:{marked(loss)[0]}"]
+    assert report.dtype == dtype
+
+
+def test_a_number_that_float32_does_not_hold_stays_one_of_float64(torch):
+    p = {n: a.astype("float32") for n, a in base().items()}
+    assert model(lambda p: 0.1 + p["b"].sum().item(), p).loss(p).dtype == np.float64
+    assert model(lambda p: p["b"].sum().item(), p).loss(p).dtype == np.float32
+    assert model(lambda p: p["b"].sum().item(), base()).loss(base()).dtype == np.float64
+    assert model(lambda p: p["b"].sum().double(), p).loss(p).dtype == np.float64
 
 
 def test_a_gradient_inside_the_loss_without_a_graph_of_its_own(torch):

@@ -268,3 +268,73 @@ def test_a_twin_that_rounds_inside_condemns_nobody(seed):
     wrong = gradaudit.audit(PartlySingle(seed, factor=1.1), seed=seed)
     assert wrong.verdict is Verdict.DISAGREE, str(wrong)
     assert wrong.source == "the float32 loss itself"
+
+
+class Remembering:
+    """A loss of numbers that it keeps: float32 ones are copied there, a "twin" finds what is there already."""
+
+    def __init__(self, dtype="float32", kept=None, used="both"):
+        self.dtype, self.used = dtype, used
+        self.kept = {} if kept is None else kept
+
+    def parameters(self):
+        rng = np.random.default_rng(0)
+        return {n: rng.standard_normal(6).astype("float32").astype(self.dtype) for n in ("a", "b")}
+
+    def loss(self, p):
+        if self.dtype == "float32":
+            self.kept |= p
+        other = self.kept["b"].astype(self.dtype) if self.used == "both" else 0
+        return np.sin(p["a"] + other).sum()
+
+    def value_and_grad(self, p):
+        slope = np.cos(p["a"] + (p["b"] if self.used == "both" else 0))
+        return self.loss(p), {"a": slope, "b": None}
+
+    def twin(self):
+        return Remembering("float64", self.kept, self.used) if self.dtype == "float32" else None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_twin_that_stands_still_where_the_loss_moves_is_none(seed):
+    report = gradaudit.audit(Remembering(), seed=seed)
+    assert report.verdict is Verdict.DISAGREE, str(report)
+    assert report.source == "the float32 loss itself"
+    assert [p.name for p in report.parameters if p.verdict is Verdict.DISAGREE] == ["b"]
+    assert "GA201" in [f.code for f in report.findings]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_twin_stands_still_where_the_loss_does(seed):
+    """At the price of two evaluations."""
+    report = gradaudit.audit(Remembering(used="a"), seed=seed)
+    assert (report.verdict, report.source) == (Verdict.AGREE, "a float64 twin")
+    assert report.evaluations == 1 + 3 + 21 + 8 * 3 + 2
+
+
+class Unknowing:
+    """A loss of rounded numbers, without a gradient."""
+
+    def __init__(self, rounded, dtype="float32"):
+        self.rounded, self.dtype = rounded, dtype
+
+    def parameters(self):
+        return {"x": np.random.default_rng(0).standard_normal(40).astype("float32").astype(self.dtype)}
+
+    def loss(self, p):
+        return np.sin(self.rounded(p["x"]).astype(self.dtype)).sum()
+
+    def value_and_grad(self, p):
+        return self.loss(p), {"x": None}
+
+    def twin(self):
+        return Unknowing(self.rounded, "float64") if self.dtype == "float32" else None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_missing_gradient_is_not_right_because_a_twin_rounds_inside(seed):
+    """Steps of float64 are too short to move it; one that is rounded on purpose has no gradient."""
+    to_single = Unknowing(lambda x: x.astype("float32"))
+    assert gradaudit.audit(to_single, seed=seed).verdict is Verdict.DISAGREE
+    report = gradaudit.audit(Unknowing(lambda x: np.round(x, 1)), seed=seed)
+    assert (report.verdict, report.source) == (Verdict.AGREE, "a float64 twin")

@@ -32,7 +32,20 @@ def gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | 
         raise ModelContractError(reentrant, where="value_and_grad()", hint=hint) from error
     if any(g is None for g in found) and _is_reentrant(loss):
         raise ModelContractError(reentrant, where="value_and_grad()", hint=hint)
-    return dict.fromkeys(leaves) | dict(zip(recording, found, strict=True))
+    left = {n: _after(recording[n], g) for n, g in reversed(list(zip(recording, found, strict=True)))}
+    return dict.fromkeys(leaves) | left
+
+
+def _after(leaf: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """What the leaf's hooks leave in ``.grad``: `torch.autograd.grad` fills none, and so runs none of these."""
+    hooks = leaf._post_accumulate_grad_hooks  # noqa: SLF001  # there is no other way
+    if gradient is None or not hooks:
+        return gradient
+    leaf.grad = gradient.detach().clone()
+    for hook in hooks.values():
+        hook(leaf)
+    gradient, leaf.grad = leaf.grad, None
+    return gradient
 
 
 def nodes(result: Tensor) -> Iterator[Any]:

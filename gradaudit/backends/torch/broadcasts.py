@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradaudit.backends.broadcasts import Following, Kind, Value, may_pair
-from gradaudit.backends.torch.cuts import SKIPPED
+from gradaudit.backends.torch.sites import SKIPPED
 from gradaudit.backends.torch.state import DispatchMode, eager
 from gradaudit.sites import Broadcast
 

@@ -12,8 +12,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
@@ -24,10 +22,12 @@ from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.torch.inference import as_no_grad, is_inference
+from gradaudit.backends.torch.sites import OURS, SKIPPED, at_frame, at_function
 from gradaudit.backends.torch.state import eager
-from gradaudit.sites import Cut, folders
+from gradaudit.backends.torch.storages import identity, storage
+from gradaudit.sites import Cut
 
-__all__ = ["SKIPPED", "Mode", "held", "listed", "removed"]
+__all__ = ["Mode", "held", "listed", "removed"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
 _Leaves: TypeAlias = Mapping[str, Tensor]
@@ -54,8 +54,8 @@ _SHAPE_ONLY = {
 }
 _MARKING = {"requires_grad_", "share_memory_", "rename_"}  # in place, but not the value
 
-#: Frames in these are not where a cut is written.
-SKIPPED = (*folders("torch", "gradaudit", "keras"), contextlib.__file__)
+#: What switches grad mode off, also as a decorator.
+_SWITCHES = {"no_grad", "set_grad_enabled", "inference_mode"}
 
 
 def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
@@ -131,35 +131,23 @@ class Mode(TorchFunctionMode):  # type: ignore[misc]
             self.regions = () if enabled else (*self.regions, _Region(self.site(kind, outside)))
 
     def site(self, kind: str, frame: FrameType | None) -> Cut:
-        """The cut of this kind on the innermost line that is neither PyTorch's nor ours."""
-        decorated = ""
+        """The cut of this kind on the innermost line that is neither PyTorch's nor ours.
+
+        Where a decorator switches the gradient off and no line of the user's calls the function, it is at the function.
+        """
+        decorated = None
         while frame is not None and frame.f_code.co_filename.startswith(SKIPPED):
-            if not decorated and frame.f_code.co_name in {"decorate_context", "generator_context"}:
-                decorated = frame.f_locals["func"].__qualname__
+            if decorated is None and frame.f_code.co_name in {"decorate_context", "generator_context"}:
+                decorated = frame.f_locals["func"]
+            elif decorated is not None and frame.f_code.co_filename.startswith(OURS):
+                return at_function(kind, decorated) or at_frame(kind, None, "", removable=True)
             frame = frame.f_back
-        function = decorated if kind in {"no_grad", "set_grad_enabled", "inference_mode"} else ""
+        function = getattr(decorated, "__qualname__", "") if decorated is not None and kind in _SWITCHES else ""
         # the last instruction may differ between two runs of a line: its position does not
         key = (kind, None, 0, function) if frame is None else (kind, frame.f_code, frame.f_lasti, function)
         if key not in self._sites:
-            self._sites[key] = _cut(kind, frame, function)
+            self._sites[key] = at_frame(kind, frame, function, removable=kind not in _NOT_REMOVABLE)
         return self._sites[key]
-
-
-def _cut(kind: str, frame: FrameType | None, function: str) -> Cut:
-    removable = kind not in _NOT_REMOVABLE
-    if frame is None:
-        return Cut(kind=kind, path="unknown", line=0, library=True, removable=removable)
-    code = frame.f_code
-    line, _, column, _ = next(islice(code.co_positions(), frame.f_lasti // 2, None), (None,) * 4)
-    return Cut(
-        kind=kind,
-        path=code.co_filename,
-        line=line or frame.f_lineno,
-        column=column or 0,
-        function=(function or code.co_qualname).rpartition("<locals>.")[2],
-        library=not {"site-packages", "dist-packages"}.isdisjoint(Path(code.co_filename).parts),
-        removable=removable,
-    )
 
 
 class _Removing(Mode):
@@ -213,7 +201,7 @@ class _Following(Mode):
         self._replayed = replayed
         self._ordinals: dict[Cut, int] = defaultdict(int)
         # storages, kept alive so that their identities stay their own
-        self._own = {_identity(x): _storage(x) for x in leaves.values()}
+        self._own = {identity(x): storage(x) for x in leaves.values()}
         self._derived: dict[int, Any] = {}
         self._foreign: dict[int, Any] = {}
 
@@ -232,20 +220,20 @@ class _Following(Mode):
         if not any(self._depends(x) for x in inputs):
             result = func(*args, **kwargs)
             if any(x.requires_grad for x in inputs):
-                self._foreign.update((_identity(x), _storage(x)) for x in _tensors((result, changed)))
+                self._foreign.update((identity(x), storage(x)) for x in _tensors((result, changed)))
             return result
         derived = any(self._is_derived(x) for x in inputs)
         # a view of these is held as they are
-        bases = {_identity(x) for x in inputs if not x.requires_grad and func not in _KINDS}
+        bases = {identity(x) for x in inputs if not x.requires_grad and func not in _KINDS}
         result = func(*args, **kwargs)
         cuts = list(self._cuts(func, result, args, changed is not None, sys._getframe(1)))  # noqa: SLF001
         chosen = next((cut for cut in cuts if cut in self.recorded), None)
         if chosen is not None:
             result = self._kept(chosen, result, changed, bases)
         for x in _tensors((result, changed)):
-            self._foreign.pop(_identity(x), None)
+            self._foreign.pop(identity(x), None)
             if (cuts or derived) and _is_cut(x):
-                self._derived[_identity(x)] = _storage(x)
+                self._derived[identity(x)] = storage(x)
         return result
 
     def _cuts(self, func: Any, result: Any, args: Any, in_place: bool, frame: FrameType) -> Iterator[Cut]:  # noqa: FBT001
@@ -288,11 +276,11 @@ class _Following(Mode):
         """On the parameters under audit; others, say of a module that the loss brings along, may record as well."""
         if not x.requires_grad:
             return self._is_derived(x)
-        i = _identity(x)
+        i = identity(x)
         return i in self._own or i in self._derived or not (x.is_leaf or i in self._foreign)
 
     def _is_derived(self, x: Tensor) -> bool:
-        return bool(self._derived) and _identity(x) in self._derived
+        return bool(self._derived) and identity(x) in self._derived
 
 
 def _changed(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any] | None:
@@ -320,19 +308,6 @@ def _is_cut(x: Tensor) -> bool:
     return bool((x.is_floating_point() or x.is_complex()) and x.is_leaf)
 
 
-def _storage(x: Tensor) -> Any:
-    """What the views of a tensor share; of one without storage (sparse, inside a transform) itself."""
-    try:
-        return x.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return x
-
-
-def _identity(x: Tensor) -> int:
-    storage = _storage(x)
-    return id(x) if storage is x else int(storage._cdata)  # noqa: SLF001  # data_ptr() is 0 for all that are empty
-
-
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
@@ -342,7 +317,7 @@ def _copied(value: Any) -> Any:
 def _replaced(result: Any, value: Any, bases: Collection[int]) -> Any:
     """The recorded value in the form of the result."""
     if isinstance(result, Tensor):
-        return result if _identity(result) in bases else value.clone().requires_grad_(result.requires_grad)
+        return result if identity(result) in bases else value.clone().requires_grad_(result.requires_grad)
     if isinstance(result, (tuple, list)):
         items = [_replaced(*pair, bases) for pair in zip(result, value, strict=False)]
         return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)

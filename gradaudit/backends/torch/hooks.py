@@ -1,20 +1,18 @@
 """Hooks that change a PyTorch gradient on its way back: cuts of their own kind, listed and removed like the others.
 
 While hooks are watched, the methods by which one is registered on a tensor, and a module is asked for its own at each
-call, are wrapped; the wrappers act in their own thread.
+call, are wrapped; the wrappers act in their own thread. Hooks of parameters, registered before, ask by `chosen`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -22,15 +20,21 @@ from torch import Tensor
 from torch.nn import Module
 
 from gradaudit.backends.torch import cuts
+from gradaudit.backends.torch.backward import gradients
+from gradaudit.backends.torch.sites import at_function
 from gradaudit.backends.torch.state import Patches, eager, preserved
 from gradaudit.sites import Cut
 
-__all__ = ["listed", "removed"]
+__all__ = ["chosen", "listed", "register", "removed"]
 
 Function: TypeAlias = Callable[[dict[str, Tensor]], Any]
+Given: TypeAlias = Callable[[Sequence[Any]], Any]
 
 _KIND = "hook"
 _LOCAL = threading.local()
+
+#: Registers a hook on a tensor as it is, also while hooks are watched.
+register = Tensor.register_hook
 
 
 def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
@@ -43,7 +47,7 @@ def listed(function: Function, leaves: dict[str, Tensor]) -> tuple[Cut, ...]:
         own = _fresh(leaves)
         loss = function(dict(own))
         if isinstance(loss, Tensor) and loss.requires_grad:
-            torch.autograd.grad(loss, list(own.values()), allow_unused=True)
+            gradients(loss, own)
     return (*found, *(replace(cut, executions=n) for cut, n in watching.changed.items()))
 
 
@@ -61,31 +65,50 @@ def removed(function: Function, chosen: Collection[Cut]) -> Function:
     return unhooked
 
 
+def chosen(hook: Any, acting: Any = None) -> Any:
+    """What is used now in place of a hook that a parameter brings along.
+
+    Args:
+        hook: as it is written.
+        acting: what runs it on a leaf, and leaves its result in ``.grad``; None: itself.
+    """
+    hooks = getattr(_LOCAL, "hooks", None)
+    if hooks is None:
+        return hook if acting is None else acting
+    return hooks.written(hook) if acting is None else hooks.written(hook, acting, _left)
+
+
 def _fresh(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """A leaf keeps the hooks of a run."""
     return {name: p.detach().clone().requires_grad_() for name, p in leaves.items()}
 
 
+def _handed(args: Sequence[Any]) -> Any:
+    """What a hook may change: of (gradient,), (module, outgoing) or (module, incoming, outgoing)."""
+    return args[-1] if len(args) < 3 else args[1]
+
+
+def _left(args: Sequence[Any]) -> Any:
+    """What one that runs after ``.grad`` is filled may change, of (leaf,)."""
+    return args[0].grad
+
+
 class _Hooks(cuts.Mode):
     """Decides what is used in place of a hook. Never entered as a mode: only its sense of place is wanted."""
 
-    def instead(self, cut: Cut, hook: Any) -> Any:
-        """The hook itself, or another."""
+    def instead(self, cut: Cut, hook: Any, given: Given = _handed) -> Any:
+        """The hook itself, or another; what it is given to change, of its arguments."""
         raise NotImplementedError
 
     def of_tensor(self, hook: Any) -> Any:
         """In place of a hook that the loss registers: its place is where it does so."""
         return self.instead(self.site(_KIND, sys._getframe(2)), hook)  # noqa: SLF001
 
-    def of_module(self, hook: Any) -> Any:
-        """In place of a hook of a module, which was registered before: its place is where it is written."""
-        code = getattr(inspect.unwrap(getattr(hook, "func", hook)), "__code__", None)
-        if code is None:
-            return hook
-        installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(code.co_filename).parts)
-        name = code.co_qualname.rpartition("<locals>.")[2]
-        place = {"path": code.co_filename, "line": code.co_firstlineno, "function": name}
-        return self.instead(Cut(kind=_KIND, library=installed, **place), hook)
+    def written(self, hook: Any, acting: Any = None, given: Given = _handed) -> Any:
+        """In place of a hook that was registered before, or of what runs it: its place is where it is written."""
+        acting = hook if acting is None else acting
+        cut = at_function(_KIND, hook)
+        return acting if cut is None else self.instead(cut, acting, given)
 
 
 class _Watching(_Hooks):
@@ -101,19 +124,16 @@ class _Watching(_Hooks):
         self.met = False
         self.changed: dict[Cut, int] = defaultdict(int)
 
-    def instead(self, cut: Cut, hook: Any) -> Any:
+    def instead(self, cut: Cut, hook: Any, given: Given = _handed) -> Any:
         """The hook, watched."""
         self.met = True
 
         @functools.wraps(hook, assigned=())
         def watched(*args: Any) -> Any:
-            given = (
-                args[-1] if len(args) < 3 else args[1]
-            )  # (gradient,), (module, outgoing), (module, incoming, outgoing)
-            before = [g.detach().clone() for g in _tensors(given)]
+            before = [g.detach().clone() for g in _tensors(given(args))]
             result = hook(*args)
-            after = _tensors(given if result is None else result)
-            if not all(map(_equal, before, after)):
+            after = _tensors(given(args) if result is None else result)
+            if len(before) != len(after) or not all(map(_equal, before, after)):
                 self.changed[cut] += 1
             return result
 
@@ -127,7 +147,7 @@ class _Leaving(_Hooks):
         super().__init__()
         self._chosen = chosen
 
-    def instead(self, cut: Cut, hook: Any) -> Any:
+    def instead(self, cut: Cut, hook: Any, given: Given = _handed) -> Any:  # noqa: ARG002
         """Nothing, which can be registered."""
         return _nothing if cut in self._chosen else hook
 
@@ -178,8 +198,8 @@ def _asked(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         if hooks is None:
             return found
         if isinstance(found, tuple):  # those of this kind, and those of an older one
-            return tuple([hooks.of_module(hook) for hook in kind] for kind in found)
-        return [hooks.of_module(hook) for hook in found]
+            return tuple([hooks.written(hook) for hook in kind] for kind in found)
+        return [hooks.written(hook) for hook in found]
 
     return ask
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from gradaudit.arrays import Array, Gradients, NamedArrays, Scalar, as_scalar, eps, frozen_copy
 from gradaudit.backends.torch.backward import gradients
 from gradaudit.backends.torch.broadcasts import over_pairs
+from gradaudit.backends.torch.carried import carrying
 from gradaudit.backends.torch.cuts import held
 from gradaudit.backends.torch.held import HeldModel
 from gradaudit.backends.torch.hooks import listed, removed
@@ -61,7 +62,7 @@ class TorchModel:
     """A pure function of a dict of named tensors, differentiated by autograd.
 
     The function always gets fresh tensors: those given as ``parameters`` are copied, and neither they nor their
-    ``.grad`` change.
+    ``.grad`` change. The gradient is as their hooks leave it.
 
     Args:
         function: parameters -> one number, a tensor of shape ().
@@ -85,7 +86,7 @@ class TorchModel:
         point_bytes: int | None = None,
         n_threads: int | None = None,
     ) -> None:
-        self._function = function
+        self._function = carrying(function, parameters)
         self._batched = batched
         self._given_point_bytes = point_bytes
         self._n_threads = n_threads
@@ -112,8 +113,8 @@ class TorchModel:
             if not self._differentiates_inside:
                 # RuntimeError: a loss that differentiates by its own parameters, as MAML does; or an error of its own
                 with suppress(RuntimeError):
-                    return _scalar(self._function(self._tensors(parameters)), "loss()")
-            value = _scalar(self._function(self._leaves(parameters)), "loss()")
+                    return self._scalar(self._function(self._tensors(parameters)), "loss()")
+            value = self._scalar(self._function(self._leaves(parameters)), "loss()")
             self._differentiates_inside = True
             return value
 
@@ -126,7 +127,7 @@ class TorchModel:
         with self._recording():
             leaves = self._leaves(parameters)
             loss = self._function(dict(leaves))
-            value = _scalar(loss, "value_and_grad()")
+            value = self._scalar(loss, "value_and_grad()")
             found = gradients(loss, leaves) if isinstance(loss, Tensor) else dict.fromkeys(leaves)
         return value, {n: None if g is None else as_array(g) for n, g in found.items()}
 
@@ -140,7 +141,7 @@ class TorchModel:
         arrays = {name: np.asarray(tangents[name], p.dtype) for name, p in parameters.items()}
         with self._recording():
             loss, tangent = torch.func.jvp(self._function, (self._tensors(parameters),), (self._tensors(arrays),))
-        _scalar(loss, "jvp()")
+        self._scalar(loss, "jvp()")
         return float(tangent)
 
     @cached_property
@@ -275,6 +276,15 @@ class TorchModel:
         with torch.inference_mode(mode=False), torch.enable_grad(), threads(self._n_threads), replacing(self._replaced):
             yield
 
+    def _scalar(self, loss: Any, where: str) -> Scalar:
+        value = as_scalar(as_array(loss, "the loss") if isinstance(loss, Tensor) else loss, where)
+        if type(loss) is float and all(p.itemsize < value.itemsize for p in self._parameters.values()):
+            # item() hands the number of a float32 tensor over as one of Python's
+            with np.errstate(over="ignore"):
+                single = np.float32(loss)
+            return single if float(single) == loss else value
+        return value
+
     def _tensors(self, arrays: NamedArrays) -> dict[str, Tensor]:
         return {name: as_tensor(array, self._devices[name]) for name, array in arrays.items()}
 
@@ -331,7 +341,3 @@ def _if_it_runs(model: TorchModel) -> TorchModel | None:
     except RuntimeError:
         return None
     return model
-
-
-def _scalar(loss: Any, where: str) -> Scalar:
-    return as_scalar(as_array(loss, "the loss") if isinstance(loss, Tensor) else loss, where)

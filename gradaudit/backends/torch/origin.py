@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 
-from gradaudit.backends.torch.cuts import SKIPPED
 from gradaudit.backends.torch.functions import Handler, Rule, handling
+from gradaudit.backends.torch.sites import SKIPPED
 from gradaudit.sites import Origin
 
 __all__ = ["found"]

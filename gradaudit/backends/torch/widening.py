@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradaudit.backends.torch.state import DispatchMode
+from gradaudit.backends.torch.storages import identity, storage
 
 __all__ = ["widened_calls", "widening", "widening_inputs"]
 
@@ -64,18 +65,36 @@ def widening_inputs(module: nn.Module | None) -> Iterator[None]:
         yield
 
 
+#: They write into their first argument, by name. Widened, a copy would be written, and the function would miss it.
+_WRITING = {"__set__", "__setitem__", "copy_"}
+
+
 class _Widening(TorchFunctionMode):  # type: ignore[misc]
-    """Makes float32 arguments float64 where others are: PyTorch mixes no dtypes in a product."""
+    """Makes float32 arguments float64 where others are: PyTorch mixes no dtypes in a product.
+
+    What is written into a float32 tensor is rounded there. A function that reads it again has no twin.
+    """
 
     def __init__(self, *, casts: bool) -> None:
         super().__init__()
         self._casts = casts
+        self._written: dict[int, Any] = {}  # storages, kept alive so that their identities stay their own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        dtypes = {x.dtype for x in _tensors((args, kwargs))}
+        tensors = _tensors((args, kwargs))
+        writing = getattr(func, "__name__", "") in _WRITING and isinstance(args[0], Tensor)
+        if self._written and any(identity(x) in self._written for x in tensors[writing:]):
+            msg = "what a float64 function has written into a float32 tensor is read"
+            raise RuntimeError(msg)
+        dtypes = {x.dtype for x in tensors}
         if torch.float64 in dtypes:
             if self._casts and func is Tensor.float:
+                return args[0]
+            if writing and args[0].dtype == torch.float32:
+                # `x.data = y` would change the dtype of x, for good; the others round by themselves
+                func(args[0], *(_like(args[0], x) for x in args[1:]), **kwargs)
+                self._written[identity(args[0])] = storage(args[0])
                 return args[0]
             if self._casts or torch.float32 in dtypes:
                 args, kwargs = _wide(args, casts=self._casts), _wide(kwargs, casts=self._casts)
@@ -117,6 +136,10 @@ def _tensors(value: Any) -> Sequence[Tensor]:
         items = value.values() if isinstance(value, dict) else value
         return [x for item in items for x in _tensors(item)]
     return []
+
+
+def _like(x: Tensor, value: Any) -> Any:
+    return value.to(x.dtype) if isinstance(value, Tensor) and value.dtype == torch.float64 else value
 
 
 def _wide(value: Any, *, casts: bool = False) -> Any:
