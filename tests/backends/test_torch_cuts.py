@@ -344,6 +344,25 @@ def test_the_last_call_of_a_loss_is_item(torch, dtype):
     assert report.dtype == dtype
 
 
+def test_the_evidence_of_held_values_is_a_sentence(torch):
+    """Of one cut or of several; an error has a size only where something is left that moves the loss."""
+    p = {n: a.astype("float32") for n, a in base().items()}
+
+    def gone(p):
+        return torch.tanh(p["W"] @ p["b"]).sum().detach().numpy()
+
+    def left(p):
+        return p["b"].sin().sum() + (p["W"].exp().sum().item() + 1)
+
+    several = gradaudit.audit(model(gone, p)).findings[0].evidence
+    assert several == "With the values that they cut off held at the base point, analytic and numeric are both zero."
+    one = gradaudit.audit(model(left, p)).findings[0].evidence
+    assert one.startswith(
+        "With the values that it cuts off held at the base point, analytic and numeric agree: an error"
+    )
+    assert "above 0 " not in one
+
+
 def test_a_number_that_float32_does_not_hold_stays_one_of_float64(torch):
     p = {n: a.astype("float32") for n, a in base().items()}
     assert model(lambda p: 0.1 + p["b"].sum().item(), p).loss(p).dtype == np.float64
