@@ -653,3 +653,32 @@ def test_statistics_without_gradient(torch):
     assert codes == ["GA101"]
     assert f"test_torch_cuts.py:{marked(loss)[0]} in loss" in sentence
     assert audited(lambda p: loss(p, cut=False), {"W": base()["W"]})[0] == []
+
+
+@pytest.mark.parametrize("write", ["halved", "clamped", "clamped without grad", "unchanged"])
+def test_a_write_in_place_is_told_beside_the_pattern_that_it_makes(torch, write):
+    """It cannot be removed: PyTorch refuses to differentiate what was changed in place."""
+    torch.manual_seed(0)
+    first, last, x = torch.nn.Linear(6, 8), torch.nn.Linear(8, 1), torch.randn(24, 6)
+
+    def loss(net):
+        if write == "clamped":
+            net[0].weight.data.clamp_(-0.2, 0.2)  # CUT
+        if write == "clamped without grad":
+            with torch.no_grad():  # CUT
+                net[0].weight.clamp_(-0.2, 0.2)
+        h = torch.relu(net[0](x))
+        if write in {"halved", "unchanged"}:
+            h.data.div_(2.0 if write == "halved" else 1.0)  # CUT
+        return net[1](h).square().mean()
+
+    report = gradaudit.audit(torch.nn.Sequential(first, last), loss=loss)
+    if write == "unchanged":
+        assert (report.verdict, report.findings) == (Verdict.AGREE, ())
+        return
+    assert report.verdict is Verdict.DISAGREE
+    lines = dict(zip(["clamped", "clamped without grad", "halved"], marked(loss), strict=True))
+    assert f"since nothing runs without it: {'no_grad' if 'grad' in write else '.data'} at test_torch_cuts.py:" in (
+        sentence := report.findings[0].sentence
+    )
+    assert f"test_torch_cuts.py:{lines[write]} in loss." in sentence
