@@ -26,6 +26,9 @@ __all__ = [
     "specs",
 ]
 
+#: Types in a container, in a message.
+_MOST_SHOWN = 4
+
 Array: TypeAlias = NDArray[Any]
 Scalar: TypeAlias = np.floating[Any]
 NamedArrays: TypeAlias = Mapping[str, Array]
@@ -77,6 +80,10 @@ def as_scalar(value: Any, where: str) -> Scalar:
     Raises:
         ModelContractError: the value is not one real floating-point number.
     """
+    if value is None or isinstance(value, (tuple, list, dict)):
+        found, hint = ("None", "return the loss") if value is None else _described(value)
+        msg = f"the loss is {found}, but it must be one number"
+        raise ModelContractError(msg, where=where, hint=hint)
     array = np.asarray(value)
     if array.shape != ():
         msg = f"the loss has shape {array.shape}, but it must be one number"
@@ -86,6 +93,17 @@ def as_scalar(value: Any, where: str) -> Scalar:
         raise ModelContractError(msg, where=where, hint="return a float, for example loss * 1.0")
     scalar: Scalar = array.dtype.type(array)
     return scalar
+
+
+def _described(value: Any) -> tuple[str, str]:
+    """A container in place of the loss: what it is and holds, and what to return."""
+    items = list(value.values() if isinstance(value, dict) else value)
+    types = [type(item).__name__ for item in items[:_MOST_SHOWN]] + ["..."] * (len(items) > _MOST_SHOWN)
+    found = f"a {type(value).__name__} of {len(items)} ({', '.join(types)})"
+    if not items:
+        return found, "return the loss"
+    which = f"entry {next(iter(value))!r}" if isinstance(value, dict) else "the first"
+    return found, f"return the loss alone: if it is {which}, that only"
 
 
 def check_parameters(parameters: NamedArrays) -> None:

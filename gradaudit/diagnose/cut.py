@@ -65,10 +65,11 @@ def _among(evidence: Evidence, wrong: Sequence[str], listed: Sequence[Cut]) -> B
         return None
     alone = [line for line in lines[:_MOST_HELD] if (m := evidence.holding(line)) is not None and agree(m, wrong)]
     cuts = alone[0] if alone else every
-    shown = (
-        f"With the values that {_it(cuts)} cut{'s' if len(cuts) == 1 else ''} off held at the base point, analytic "
-        f"and numeric agree: an error above {number(held.resolution)} would have been seen."
-    )
+    cutting = "it cuts" if len(cuts) == 1 else "they cut"
+    seen = f"agree: an error above {number(held.resolution)} would have been seen"
+    if not held.resolution:  # nothing is left that moves the loss: no error has a size
+        seen = "are both zero"
+    shown = f"With the values that {cutting} off held at the base point, analytic and numeric {seen}."
     return Blamed(cuts, shown, None, wrong)
 
 

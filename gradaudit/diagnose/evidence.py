@@ -115,6 +115,18 @@ class Evidence:
             return ()
 
     @cached_property
+    def untried(self) -> tuple[Cut, ...]:
+        """The user's own cuts that could be removed, if the model ran without them: what was written in place."""
+        model = self.model
+        if not isinstance(model, SupportsCuts):
+            return ()
+        own = [cut for cut in self.cuts if cut.removable and not cut.library][:_NAMED]
+        try:
+            return tuple(cut for cut in own if model.without([cut]) is None)
+        except Exception:  # noqa: BLE001  # as in `cuts`
+            return ()
+
+    @cached_property
     def rules(self) -> tuple[CustomRule, ...]:
         """The derivatives written by hand, the user's own before those of libraries; empty where nobody can say."""
         if not isinstance(self.model, SupportsRules):

@@ -279,6 +279,24 @@ def test_a_loss_that_is_no_real_number_is_refused(function, text):
             call(base())
 
 
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (
+            lambda p: (p["w"].sum(), p["w"]),
+            r"the loss is a tuple of 2 \(Tensor, Tensor\), .*\n\nHint: return the loss alone",
+        ),
+        (lambda p: {"loss": p["w"].sum()}, r"the loss is a dict of 1 \(Tensor\), .*\n\nHint: .* if it is entry 'loss'"),
+        (lambda p: None, r"the loss is None, but it must be one number"),
+    ],
+)
+def test_what_is_no_loss_is_refused(function, text):
+    m = model(function, base())
+    for call in (m.loss, m.value_and_grad, lambda _: gradaudit.audit(m)):
+        with pytest.raises(ModelContractError, match=text):
+            call(base())
+
+
 # many losses at once
 
 

@@ -344,6 +344,25 @@ def test_the_last_call_of_a_loss_is_item(torch, dtype):
     assert report.dtype == dtype
 
 
+def test_the_evidence_of_held_values_is_a_sentence(torch):
+    """Of one cut or of several; an error has a size only where something is left that moves the loss."""
+    p = {n: a.astype("float32") for n, a in base().items()}
+
+    def gone(p):
+        return torch.tanh(p["W"] @ p["b"]).sum().detach().numpy()
+
+    def left(p):
+        return p["b"].sin().sum() + (p["W"].exp().sum().item() + 1)
+
+    several = gradaudit.audit(model(gone, p)).findings[0].evidence
+    assert several == "With the values that they cut off held at the base point, analytic and numeric are both zero."
+    one = gradaudit.audit(model(left, p)).findings[0].evidence
+    assert one.startswith(
+        "With the values that it cuts off held at the base point, analytic and numeric agree: an error"
+    )
+    assert "above 0 " not in one
+
+
 def test_a_number_that_float32_does_not_hold_stays_one_of_float64(torch):
     p = {n: a.astype("float32") for n, a in base().items()}
     assert model(lambda p: 0.1 + p["b"].sum().item(), p).loss(p).dtype == np.float64
@@ -634,3 +653,32 @@ def test_statistics_without_gradient(torch):
     assert codes == ["GA101"]
     assert f"test_torch_cuts.py:{marked(loss)[0]} in loss" in sentence
     assert audited(lambda p: loss(p, cut=False), {"W": base()["W"]})[0] == []
+
+
+@pytest.mark.parametrize("write", ["halved", "clamped", "clamped without grad", "unchanged"])
+def test_a_write_in_place_is_told_beside_the_pattern_that_it_makes(torch, write):
+    """It cannot be removed: PyTorch refuses to differentiate what was changed in place."""
+    torch.manual_seed(0)
+    first, last, x = torch.nn.Linear(6, 8), torch.nn.Linear(8, 1), torch.randn(24, 6)
+
+    def loss(net):
+        if write == "clamped":
+            net[0].weight.data.clamp_(-0.2, 0.2)  # CUT
+        if write == "clamped without grad":
+            with torch.no_grad():  # CUT
+                net[0].weight.clamp_(-0.2, 0.2)
+        h = torch.relu(net[0](x))
+        if write in {"halved", "unchanged"}:
+            h.data.div_(2.0 if write == "halved" else 1.0)  # CUT
+        return net[1](h).square().mean()
+
+    report = gradaudit.audit(torch.nn.Sequential(first, last), loss=loss)
+    if write == "unchanged":
+        assert (report.verdict, report.findings) == (Verdict.AGREE, ())
+        return
+    assert report.verdict is Verdict.DISAGREE
+    lines = dict(zip(["clamped", "clamped without grad", "halved"], marked(loss), strict=True))
+    assert f"since nothing runs without it: {'no_grad' if 'grad' in write else '.data'} at test_torch_cuts.py:" in (
+        sentence := report.findings[0].sentence
+    )
+    assert f"test_torch_cuts.py:{lines[write]} in loss." in sentence

@@ -66,6 +66,29 @@ CASES = {
         ModelContractError,
         "the loss has shape (2,), but it must be one number (in loss())\n\nHint: reduce it, for example loss.mean()",
     ),
+    "loss in a tuple": (
+        square(loss=lambda p: ((p["x"] ** 2).sum(), p["x"])),
+        ModelContractError,
+        "the loss is a tuple of 2 (float64, ndarray), but it must be one number (in loss())\n\nHint: return the loss "
+        "alone: if it is the first, that only",
+    ),
+    "loss in a list of many": (
+        square(loss=lambda p: [1.0] * 5),
+        ModelContractError,
+        "the loss is a list of 5 (float, float, float, float, ...), but",
+    ),
+    "loss in a dict": (
+        square(loss=lambda p: {"loss": (p["x"] ** 2).sum(), "x": p["x"]}),
+        ModelContractError,
+        "the loss is a dict of 2 (float64, ndarray), but it must be one number (in loss())\n\nHint: return the loss "
+        "alone: if it is entry 'loss', that only",
+    ),
+    "nothing in a tuple": (square(loss=lambda p: ()), ModelContractError, "the loss is a tuple of 0 ()"),
+    "no loss": (
+        square(loss=lambda p: None),
+        ModelContractError,
+        "the loss is None, but it must be one number (in loss())\n\nHint: return the loss",
+    ),
     "integer loss": (
         square(loss=lambda p: 3),
         ModelContractError,

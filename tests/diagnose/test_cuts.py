@@ -165,6 +165,27 @@ def test_an_intended_cut_that_is_not_there_is_an_error():
     assert gradaudit.AuditOptions(intended="model.py:7") == gradaudit.AuditOptions(intended=["model.py:7"])
 
 
+class Refusing(Product):
+    """Nothing runs without its cuts."""
+
+    def without(self, cuts):
+        return None
+
+    def holding(self, cuts):
+        return None
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_pattern_is_told_with_the_lines_that_could_not_be_tried(refuses):
+    """A line that is harmless, and can be removed, is not: the pattern stands without it."""
+    lines = [cut(9), cut(10, removable=False), cut(11, library=True)]
+    report = gradaudit.audit((Refusing if refuses else Product)(lines, fault=lambda g: 2 * g))
+    (finding,) = report.findings
+    assert finding.code == "GA301"
+    assert ("since nothing runs without it: detach at model.py:9 in forward." in finding.sentence) is refuses
+    assert ("model.py" in finding.sentence) is refuses
+
+
 class CutInTime(Rnn):
     """A recurrent program that declares nothing, and whose line can be found and removed."""
 
