@@ -13,7 +13,7 @@ import gradaudit
 from gradaudit.backends.numpy import NumpyModel
 from gradaudit.errors import ModelContractError, OptionError
 from gradaudit.lens.hypotheses import candidates, distinct, first_uses, of_last_loss, reaches, truncation
-from gradaudit.lens.step_losses import fitting
+from gradaudit.lens.step_losses import fitting, owed
 from gradaudit.recurrent import chunks, none, tail, tbptt, window
 from tests.truncated import network
 
@@ -317,3 +317,24 @@ def test_differences_across_a_bend_condemn_no_hypothesis(error, allowed):
     sums = np.array([[0.0, 1.0, 2.0]])
     fits = fitting(np.array([2.0 + 7 * error]), sums, np.full((1, 3), error), relative=1e-12)
     assert fits.allowed[0].tolist() == [False, False, allowed]
+
+
+def test_where_a_loss_bends_the_inputs_are_moved_less():
+    """Rule R's differences of a wave so short that six nodes see no straight line; a quarter of the move does."""
+    rng, asked = np.random.default_rng(0), []
+    x = rng.uniform(-1, 1, (40, 1))
+
+    def losses(inputs):
+        asked.append(len(inputs))
+        return np.sin(150 * inputs[:, :, 0])
+
+    found, errors = owed(losses, x, np.ones_like(x), 2.0**-52)
+    truth = 150 * np.cos(150 * x[:, 0])
+    off = np.abs(found[:, -1] - truth)
+    assert (off <= 6 * errors[:, -1]).all()
+    assert off.max() < 1e-4 * np.abs(truth).max()
+    assert 8 + 6 * 40 < sum(asked) <= 8 + 2 * 6 * 40
+    # of a tame one nothing is asked twice
+    asked.clear()
+    owed(lambda inputs: losses(inputs / 150), x, np.ones_like(x), 2.0**-52)
+    assert sum(asked) == 8 + 6 * 40
