@@ -264,10 +264,10 @@ def identify_truncation(
 
     What is differentiated must have an axis of time: give the inputs among the parameters, or one copy of a weight for
     each step. Where step losses can be read, for up to 500 steps: ``d loss_s / d x_t`` by differences for all pairs,
-    6 T + 12 losses, and 6 more for each step along which the loss bends strongly. Otherwise: inputs are replaced from
-    some step on, and what of the earlier gradient changes, to the last bit, depends on them; with about 20 to 250 losses
-    and 20 gradients, at any T. The second way takes it that the loss is a sum over the steps, and that time runs one
-    way.
+    6 T + 12 losses, and 6 or 12 more for each step along which the loss bends strongly. Otherwise: inputs are replaced
+    from some step on, and what of the earlier gradient changes, to the last bit, depends on them; with about 20 to 250
+    losses and 20 gradients, at any T. The second way takes it that the loss is a sum over the steps, and that time runs
+    one way.
 
     Args:
         target: as in `audit`.

@@ -22,8 +22,10 @@ _ERRORS, _ROUNDING, _ROUNDINGS = 6.0, 1e-8, 100.0
 _BENT = 100.0
 #: An error beyond this share of the largest derivative says nothing about any hypothesis.
 _RESOLVED = 1e-2
-#: Beyond this share the inputs are moved by a quarter as well: there the error itself may be off by ten times.
-_BENDS, _SHORTER = 1e-4, 0.25
+#: Beyond this share the inputs are moved less as well: there the error itself may be off by ten times.
+_BENDS, _SHORTER = 1e-4, (0.25, 0.0625)
+#: A quarter of the move leaves 4^-6 of an error of order six; where losses bend that much, no more is relied on.
+_LEFT = 4.0**-3
 #: Numbers in one batch of moved inputs.
 _MOST_NUMBERS = 2**22
 #: Hypotheses whose reaches are compared at once.
@@ -50,7 +52,7 @@ def by_step_losses(
 ) -> Fits:
     """Compare d loss / d x_t with the sums of d loss_s / d x_t over s = t..e, for all t and e; 6 T + 8 evaluations.
 
-    And 6 more for each step along which the losses bend strongly.
+    And 6 or 12 more for each step along which the losses bend strongly.
 
     Args:
         losses: inputs (K, T, ...) -> step losses (K, T).
@@ -78,11 +80,15 @@ def owed(losses: Callable[[Array], Array], inputs: Array, moves: Array, eps: flo
     every = np.arange(len(inputs))
     noise = _noise(losses, inputs, moves)
     found, errors = _owed(losses, inputs, moves, eps, noise, every)
-    with np.errstate(invalid="ignore"):
-        bends = every[errors.max(axis=1) > _BENDS * np.abs(found).max(axis=1)]
-    if len(bends):
-        # the losses, and so their rounding, are the same; the derivative is along a quarter of the move
-        again, less = (x / _SHORTER for x in _owed(losses, inputs, _SHORTER * moves, eps, noise, bends))
+    for shorter in _SHORTER:
+        with np.errstate(invalid="ignore"):
+            bends = every[errors.max(axis=1) > _BENDS * np.abs(found).max(axis=1)]
+        if not len(bends):
+            break
+        # the losses, and so their rounding, are the same; the derivative is along a part of the move
+        again, less = (x / shorter for x in _owed(losses, inputs, shorter * moves, eps, noise, bends))
+        # by chance two extrapolations of a wave meet, and say nothing of its error
+        less = np.maximum(less, _LEFT * np.abs(again - found[bends]))
         better = less < errors[bends]
         found[bends] = np.where(better, again, found[bends])
         errors[bends] = np.where(better, less, errors[bends])
