@@ -21,6 +21,8 @@ __all__ = ["not_as_declared", "truncated", "truncated_as_declared"]
 
 #: With fewer steps a zero beside a number is no cliff.
 _LEAST_STEPS = 3
+#: More parameters than this are counted, not named.
+_NAMED = 8
 _INSTEAD = {
     "tail": "cut the state only, every k steps (chunks(k))",
     "randomised": "a smaller p; the mean over many seeds has no bias",
@@ -81,7 +83,8 @@ def _missing(kept: Gradients, full: Gradients, names: Sequence[str]) -> tuple[di
     ratio, bias = (
         global_norm(part) / whole if whole > 0 else float("nan") for part in ({n: kept[n] for n in among}, left)
     )
-    of = "The" if len(among) == len(kept) else f"Over {', '.join(among)}, the"
+    named = ", ".join(among) if len(among) <= _NAMED else f"{len(among)} of {len(kept)} parameters"
+    of = "The" if len(among) == len(kept) else f"Over {named}, the"
     sentence = f" {of} gradient's norm is {number(ratio)} of the full one; its bias is {_percent(bias)}."
     return {"bias": bias, "norm_ratio": ratio}, sentence
 

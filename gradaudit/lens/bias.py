@@ -16,7 +16,7 @@ import numpy as np
 
 from gradaudit.arrays import Gradients, eps
 from gradaudit.errors import ModelContractError, OptionError
-from gradaudit.lens.curves import BiasCurve, BiasPoint, SemanticsCurve, smallest
+from gradaudit.lens.curves import BiasCurve, BiasPoint, SemanticsCurve, smallest, truncation_of
 from gradaudit.lens.decay import Counted, Gradient, Reference, counted, difference, extrapolated, lengths, norms, rate
 from gradaudit.measure.state import preserved
 from gradaudit.protocols import Model, SupportsSizes, SupportsTruncation, SupportsWindows
@@ -209,7 +209,7 @@ class _Lens:
 
     def _of(self, kind: str, k: int) -> _Sample:
         whole = self._whole if k == self._n_steps else None
-        return whole or self._sample(Truncation.parse(f"{kind}:{k}"))
+        return whole or self._sample(truncation_of(kind, k))
 
     def _ages(self) -> Iterator[Gradients] | None:
         return self._model.windows(self._parameters) if isinstance(self._model, SupportsWindows) else None
@@ -285,7 +285,7 @@ class _Lens:
         return min(self._n_steps, longest.k + max(1, int(np.ceil(further))))
 
     def _point(self, kind: str, k: int, sample: _Sample) -> BiasPoint:
-        truncation = Truncation.parse(f"{kind}:{k}")
+        truncation = truncation_of(kind, k)
         total, *each = map(float, self._reference.bias(sample.gradient, self._counted))
         segments = truncation.segments(self._n_steps)
         steps = segments[:, 2] - segments[:, 0]

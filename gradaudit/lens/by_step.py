@@ -131,12 +131,13 @@ class StepView:
             steps = f"{first}" if first == last else f"{first}..{last}"
             rows.append([steps, *map(number, sizes), span, verdict.name])
         n_steps, more = len(self.verdicts), len(runs) - _MOST_RUNS
-        before = f"\n  and {more} runs of steps before" if more > 0 else ""
         head = f"{self.verdict.name}   {self.tensor} by step, {n_steps:,} steps along axis {self.axis}"
         shown = [f"{head}, {self.evaluations:,} evaluations", "", *table(rows, right=(1, 2, 3))]
+        if more > 0:
+            shown.append(f"  and {more} runs of steps before")
         if self.wrong.any() and n_steps <= _MOST_SHOWN:
             shown += ["", *_LEGEND, self.picture()]
-        return "\n".join(shown) + before
+        return "\n".join(shown)
 
 
 def _digit(size: float, whole: float, *, finer: int = 1) -> str:

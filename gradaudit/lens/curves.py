@@ -11,7 +11,7 @@ from gradaudit.recurrent import Truncation
 from gradaudit.render import to_json, to_plot
 from gradaudit.render.bias_text import bias_text
 
-__all__ = ["BiasCurve", "BiasPoint", "SemanticsCurve", "smallest"]
+__all__ = ["BiasCurve", "BiasPoint", "SemanticsCurve", "smallest", "truncation_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class SemanticsCurve:
 
     def named(self, k: int) -> Truncation:
         """The truncation of this kind at a length."""
-        return Truncation.parse(f"{self.kind}:{k}")
+        return truncation_of(self.kind, k)
 
     def smallest(self, delta: float, parameter: str | None = None) -> int | None:
         """The smallest k measured from which on the bias, in all or of one parameter, stays below ``delta``.
@@ -142,6 +142,11 @@ class BiasCurve:
             OptionError: matplotlib is not installed, or does not know the ending.
         """
         to_plot.bias_plot(self, Path(path))
+
+
+def truncation_of(kind: str, k: int) -> Truncation:
+    """Of a kind as curves name it: window, chunks, tail, or tbptt:K1."""
+    return Truncation.parse(f"{kind}:{k}")
 
 
 def smallest(points: Sequence[BiasPoint], delta: float, parameter: str | None = None) -> int | None:
