@@ -6,15 +6,15 @@ Autograd gives a hooked gradient to whoever calls backward; that of a bare copy 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradaudit.backends.torch.hooks import chosen, register
+from gradaudit.backends.torch.state import optimisers_met
 
 __all__ = ["carrying"]
 
@@ -54,7 +54,7 @@ def _on(x: Tensor, *, after: bool = False) -> Collection[Any]:
 
 def _as_owner(hook: Callable[[Tensor], None], owner: Tensor, leaves: Collection[Tensor], leaf: Tensor) -> None:
     given: list[Tensor] = []
-    with _in_place_of(owner, leaf, leaves), _updating_nothing(owner, given):
+    with _in_place_of(owner, leaf, leaves), _updating_nothing(owner, given), torch.no_grad():
         hook(owner)
         leaf.grad = given[0] if given else owner.grad
 
@@ -75,25 +75,12 @@ def _in_place_of(owner: Tensor, leaf: Tensor, leaves: Collection[Tensor]) -> Ite
             x.grad = gradient
 
 
-@contextmanager
-def _updating_nothing(owner: Tensor, given: list[Tensor]) -> Iterator[None]:
+def _updating_nothing(owner: Tensor, given: list[Tensor]) -> AbstractContextManager[None]:
     """An optimiser that steps meanwhile finds no gradient; that of the owner is put into ``given``."""
-    hidden: list[tuple[Tensor, Tensor | None]] = []
 
-    def hide(optimiser: Any, *_: Any) -> None:
-        for x in [x for group in optimiser.param_groups for x in group["params"]]:
-            if x is owner and x.grad is not None:
-                given.append(x.grad.clone())
-            hidden.append((x, x.grad))
-            x.grad = None
+    def met(optimiser: Any, *_: Any) -> list[Tensor]:
+        held = [x for group in optimiser.param_groups for x in group["params"]]
+        given.extend(x.grad.clone() for x in held if x is owner and x.grad is not None)
+        return held
 
-    def show(*_: Any) -> None:
-        while hidden:
-            x, gradient = hidden.pop()
-            x.grad = gradient
-
-    with ExitStack() as stack, torch.no_grad():
-        stack.callback(register_optimizer_step_pre_hook(hide).remove)
-        stack.callback(register_optimizer_step_post_hook(show).remove)
-        stack.callback(show)  # a step that raises has no hook after it
-        yield
+    return optimisers_met(met)

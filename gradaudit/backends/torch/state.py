@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DispatchMode", "Patches", "eager", "preserved", "threads"]
+__all__ = ["DispatchMode", "Patches", "eager", "optimisers_met", "preserved", "threads"]
 
 
 def _set_default_device(device: Any) -> None:
@@ -71,6 +73,32 @@ def eager() -> Iterator[None]:
     """Let compiled functions run as they are written meanwhile: nobody sees into compiled code."""
     compiles = "torch._dynamo" in sys.modules
     with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+        yield
+
+
+@contextmanager
+def optimisers_met(met: Callable[[Any, Any, Any], Iterable[Tensor]]) -> Iterator[None]:
+    """Meanwhile every optimiser that steps is met before, with its arguments.
+
+    Args:
+        met: (optimiser, args, kwargs) -> the tensors that it is not to update: it finds no gradient of them.
+    """
+    hidden: list[tuple[Tensor, Tensor | None]] = []
+
+    def hide(*optimiser_and_arguments: Any) -> None:
+        for x in met(*optimiser_and_arguments):
+            hidden.append((x, x.grad))
+            x.grad = None
+
+    def show(*_: Any) -> None:
+        while hidden:
+            x, gradient = hidden.pop()
+            x.grad = gradient
+
+    with ExitStack() as stack:
+        stack.callback(register_optimizer_step_pre_hook(hide).remove)
+        stack.callback(register_optimizer_step_post_hook(show).remove)
+        stack.callback(show)  # a step that raises has no hook after it
         yield
 
 

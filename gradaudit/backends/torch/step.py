@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
@@ -10,7 +10,6 @@ from typing import Any, TypeAlias, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gradaudit.arrays import Gradients, NamedArrays, Scalar
 from gradaudit.backends.stepped import OverStep, by_rows, loss_among, unasked
@@ -20,7 +19,7 @@ from gradaudit.backends.torch.contents import Values
 from gradaudit.backends.torch.cuts import listed, removed
 from gradaudit.backends.torch.model import TorchModel, as_array
 from gradaudit.backends.torch.narrow import narrowest
-from gradaudit.backends.torch.state import Patches, preserved
+from gradaudit.backends.torch.state import Patches, optimisers_met, preserved
 from gradaudit.backends.torch.stepping import OptimiserState, ScalerState, standing
 from gradaudit.errors import ModelContractError
 from gradaudit.protocols import Model, StepVariant
@@ -215,9 +214,8 @@ class StepModel(OverStep):
         """
         seen, rows = _Seen(), [0]
         mine = {id(p) for p in self._named.values()}
-        hidden: list[tuple[Any, Tensor | None]] = []
 
-        def before_step(optimiser: Any, args: Any, kwargs: Any) -> None:
+        def before_step(optimiser: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
             if any(callable(x) for x in (*args, *kwargs.values())):
                 msg = f"{type(optimiser).__name__}.step() is given a closure: no one gradient is that of the step"
                 raise ModelContractError(msg, where="audit_step()", hint="audit what the closure does as the step")
@@ -225,21 +223,13 @@ class StepModel(OverStep):
             held = {id(p): p for group in optimiser.param_groups for p in group["params"]}
             if seen.gradients is None and held.keys() & mine:
                 seen.gradients = self._gradients()
-            for p in () if updating else held.values():
-                hidden.append((p, p.grad))
-                p.grad = None
-
-        def after_step(*_: Any) -> None:
-            while hidden:
-                p, gradient = hidden.pop()
-                p.grad = gradient
+            return () if updating else held.values()
 
         def before_forward(_: nn.Module, args: Any) -> None:
             rows[0] = next((x.shape[0] for x in args if isinstance(x, Tensor) and x.dim()), 0)
 
         with ExitStack() as stack:
-            stack.callback(register_optimizer_step_pre_hook(before_step).remove)
-            stack.callback(register_optimizer_step_post_hook(after_step).remove)
+            stack.enter_context(optimisers_met(before_step))
             stack.callback(self._module.register_forward_pre_hook(before_forward).remove)
             stack.enter_context(Patches(lambda patches: self._install(patches, seen, rows, optimisers)).held())
             seen.returned = self._run_step(self._named)
