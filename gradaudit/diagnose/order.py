@@ -22,7 +22,7 @@ _ROUNDINGS = 64.0
 #: A chain of neighbours, as in a smoothness penalty, is coupled no farther; what a state carries on is.
 _FARTHER = 3
 #: Of so many other orders of the slices, this share may do as well.
-_ORDERS, _CHANCE = 1000, 0.01
+_ORDERS, _CHANCE = 4000, 0.001
 
 
 def in_order(evidence: Evidence, name: str, axis: int) -> bool:

@@ -30,11 +30,17 @@ _ROUNDINGS = 256.0
 
 
 class Reach(NamedTuple):
-    """The tensor, its steps, the truncations that fit; those that keep the same pairs stand as the first of them."""
+    """The tensor, its axis of steps, the truncations that fit; those that keep the same pairs stand as the first."""
 
     name: str
+    axis: int
     n_steps: int
     fit: tuple[Truncation, ...]
+
+    @property
+    def is_tail(self) -> bool:
+        """Whether no more is seen than that the first steps have no gradient, as frozen rows have none."""
+        return all(t.kind == "tail" for t in self.fit)
 
 
 def reach(evidence: Evidence, wrong: Sequence[str]) -> Reach | None:
@@ -98,7 +104,7 @@ def _along(evidence: Evidence, name: str, axis: int) -> Reach | None:
     if [look.verdict for look in looks] != [Verdict.DISAGREE, Verdict.AGREE]:
         return None
     fit = tuple(map(truncation, found.rows))
-    return Reach(name, n_steps, fit[:1] if distinct(found.rows, n_steps) == 1 else fit)
+    return Reach(name, axis, n_steps, fit[:1] if distinct(found.rows, n_steps) == 1 else fit)
 
 
 def _coupled(probe: Probe) -> bool:

@@ -139,10 +139,13 @@ def truncated(evidence: Evidence) -> Finding | None:
     """
     wrong = evidence.wrong()
     cliffs = {name: cliff for name in wrong if (cliff := _cliff(evidence, name)) is not None}
-    if cliffs and len({cliff[:2] for cliff in cliffs.values()}) == 1 and _is_time(evidence, wrong, cliffs):
+    axes = {name: axis for name, (_, _, axis) in cliffs.items()}
+    if cliffs and len({cliff[:2] for cliff in cliffs.values()}) == 1 and _is_time(evidence, wrong, axes):
         return _at_the_end(evidence, wrong, list(cliffs), *next(iter(cliffs.values()))[:2])
     found = None if cliffs or not wrong else reach(evidence, wrong)
-    return None if found is None else _in_between(evidence, wrong, found)
+    if found is None or (found.is_tail and not _is_time(evidence, wrong, {found.name: found.axis})):
+        return None
+    return _in_between(evidence, wrong, found)
 
 
 def _at_the_end(evidence: Evidence, wrong: list[str], names: list[str], k: int, n_steps: int) -> Finding:
@@ -228,14 +231,14 @@ def _cut_by(blamed: Blamed | None) -> str:
     return "" if blamed is None else f" The backward pass is cut by {', '.join(map(times, blamed.cuts))}."
 
 
-def _is_time(evidence: Evidence, wrong: Sequence[str], cliffs: Mapping[str, tuple[int, int, int]]) -> bool:
+def _is_time(evidence: Evidence, wrong: Sequence[str], axes: Mapping[str, int]) -> bool:
     """Whether these axes are time, and not the rows of a weight or an embedding, some of which are frozen.
 
     The model says how many steps there are; or what all steps share is wrong, too, for it lacks the earlier ones; or
     the loss tells.
     """
-    shared = any(name not in cliffs for name in wrong)
-    return "steps" in evidence.sizes or shared or any(in_order(evidence, n, axis) for n, (_, _, axis) in cliffs.items())
+    shared = any(name not in axes for name in wrong)
+    return "steps" in evidence.sizes or shared or any(in_order(evidence, name, axis) for name, axis in axes.items())
 
 
 def _cliff(evidence: Evidence, name: str) -> tuple[int, int, int] | None:

@@ -558,6 +558,28 @@ def test_frozen_rows_are_no_steps(rows, frozen, seed):
     assert f"exactly zero in {frozen} of {10 if rows is embedding else 9} rows" in finding.sentence
 
 
+@pytest.mark.parametrize("seed", [3, 108, 113])
+def test_nor_are_those_of_a_table_with_words_that_never_occur(seed):
+    """A zero row among the right ones leaves no cliff; what depends on what makes a tail of it all the same."""
+    rng = np.random.default_rng([seed, len("embedding tables")])  # as benchmarks/frozen_rows.py, which found them
+    n, width = rng.integers(8, 40), rng.integers(2, 6)
+    words, target, out = rng.integers(n, size=(60, 3)), rng.standard_normal(60), rng.standard_normal(width)
+    table, frozen = rng.standard_normal((n, width)), rng.integers(1, n // 2)
+
+    def value_and_grad(p):
+        h, g = np.tanh(p["table"][words].mean(axis=1)), np.zeros_like(p["table"])
+        error = h @ out - target
+        np.add.at(g, words, (2 / 60 * error[:, None] * out * (1 - h**2) / 3)[:, None])
+        g[:frozen] = 0
+        return (error**2).mean(), {"table": g}
+
+    assert not np.isin(np.arange(frozen, n), words).all()
+    model = NumpyModel(lambda p: value_and_grad(p)[0], {"table": table}, value_and_grad=value_and_grad)
+    report = gradaudit.audit(model)
+    assert report.verdict is Verdict.DISAGREE
+    assert "GA104" not in {finding.code for finding in report.findings}, str(report)
+
+
 @pytest.mark.parametrize("change", [lambda g: g * (np.arange(10) > 2), lambda g: 0.5 * g])
 def test_the_first_of_a_chain_of_numbers_are_no_steps(change):
     """Each number is coupled with its neighbours, and with no other: nothing is carried on."""
